@@ -1,0 +1,1 @@
+"""The A/B tests behind every number in the README."""
