@@ -1,0 +1,173 @@
+"""The metric of a whole network: one solver a tapped layer, the identity elsewhere."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import chex
+import jax
+import optax
+
+from linboost_optax import _layers, _solvers, _statistics
+from linboost_optax._layers import Affine, Layer
+from linboost_optax._solvers import LayerSolver, Solver
+from linboost_optax._statistics import Statistic
+from linboost_optax._taps import Taps
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A tapped layer, its solver, and where its arrays are among a tree's leaves.
+
+    Attributes:
+      layer: the layer.
+      solver: the solver of this layer.
+      kernel: index of the kernel's leaf.
+      bias: index of the bias's leaf, or None.
+    """
+
+    layer: Layer
+    solver: LayerSolver
+    kernel: int
+    bias: int | None
+
+    def affine(self, leaves: list[chex.Array]) -> Affine:
+        """Returns the layer's arrays as matrices, in the statistic's precision."""
+        kernel = leaves[self.kernel]
+        bias = None if self.bias is None else leaves[self.bias]
+        dtype = _statistics.accumulation_dtype(kernel.dtype, self.layer.dtype)
+        return _layers.to_affine(self.layer, kernel, bias, dtype)
+
+    def put(self, leaves: list[chex.Array], affine: Affine) -> None:
+        """Writes matrices back over the leaves they came from."""
+        kernel, bias = _layers.from_affine(self.layer, affine)
+        leaves[self.kernel] = kernel.astype(leaves[self.kernel].dtype)
+        if self.bias is not None and bias is not None:
+            leaves[self.bias] = bias.astype(leaves[self.bias].dtype)
+
+
+def bind(taps: Taps, solver: Solver, tree: chex.ArrayTree) -> list[Bound]:
+    """Finds every tapped layer in a tree shaped like the parameters.
+
+    Layers whose kernel is masked out (``optax.MaskedNode``) are skipped; a masked
+    bias leaves a layer without bias.
+
+    Raises:
+      ValueError: if a layer is missing or has another shape: taps of another model.
+    """
+    masked = lambda node: isinstance(node, optax.MaskedNode)  # noqa: E731
+    entries, _ = jax.tree.flatten_with_path(tree, is_leaf=masked)
+    index, leaves = _index(entries, masked)
+    if not entries:  # `optax.tree.map_params` initialises with an empty placeholder
+        return []
+    bound = []
+    for layer in taps.layers:
+        kernel = _find(layer, layer.kernel, index)
+        shape = layer.stack + layer.geometry.kernel_shape
+        if isinstance(kernel, optax.MaskedNode):
+            continue
+        _check_shape(layer, layer.kernel, shape, leaves[kernel])
+        bias = None
+        if layer.bias is not None:
+            bias = _find(layer, layer.bias, index)
+            bias = None if isinstance(bias, optax.MaskedNode) else bias
+        if bias is not None:
+            shape = layer.stack + layer.geometry.bias_shape
+            _check_shape(layer, str(layer.bias), shape, leaves[bias])
+        bound.append(Bound(layer, _solvers.for_layer(solver, layer), kernel, bias))
+    return bound
+
+
+def _index(entries, masked) -> tuple[dict[tuple[str, ...], Any], list[chex.Array]]:
+    """Maps every path, with and without a box's own suffix, to a leaf's index."""
+    index: dict[tuple[str, ...], Any] = {}
+    leaves: list[chex.Array] = []
+    for path, leaf in entries:
+        names = tuple(_name(entry) for entry in path)
+        where = leaf if masked(leaf) else len(leaves)
+        for end in range(len(names), 0, -1):
+            index.setdefault(names[:end], where)
+        if not masked(leaf):
+            leaves.append(leaf)
+    return index, leaves
+
+
+def _name(entry: Any) -> str:
+    for attribute in ("key", "name", "idx"):
+        if hasattr(entry, attribute):
+            return str(getattr(entry, attribute))
+    return str(entry)
+
+
+def _find(layer: Layer, name: str, index: Mapping[tuple[str, ...], Any]) -> Any:
+    path = (*layer.path, name)
+    for root in ((), ("params",)):
+        if root + path in index:
+            return index[root + path]
+    raise ValueError(
+        f"`taps` has layer '{layer.key}' with parameter '{'/'.join(path)}', which the "
+        "parameters lack: these taps belong to another model. Make them from the "
+        "model whose parameters are trained."
+    )
+
+
+def _check_shape(layer: Layer, name: str, want: tuple[int, ...], leaf) -> None:
+    if tuple(leaf.shape) != want:
+        raise ValueError(
+            f"`taps` has layer '{layer.key}' with {name} of shape {want}, the "
+            f"parameters have {tuple(leaf.shape)}: these taps belong to another model. "
+            "Make them from the model whose parameters are trained."
+        )
+
+
+def check_stats(stats: Any, bound: list[Bound]) -> None:
+    """Raises unless ``stats`` holds the statistic of every bound layer."""
+    if stats is None:
+        raise ValueError(
+            "`stats` is missing: this optimizer reads the statistics of every layer's "
+            "inputs. Take them from `loss, grads, stats = "
+            "linen.value_and_grad(loss_fn, taps)(params, batch)` and call "
+            "`tx.update(grads, state, params, stats=stats)`."
+        )
+    if not isinstance(stats, Mapping):
+        raise TypeError(
+            f"`stats` must be a dict from layer to statistic, got {type(stats)}. Pass "
+            "on what `value_and_grad` returned."
+        )
+    for item in bound:
+        if item.layer.key not in stats:
+            raise ValueError(
+                f"`stats` lacks layer '{item.layer.key}'; it has {sorted(stats)}. Make "
+                "optimizer and statistics from the same taps."
+            )
+        _layers.check_statistic(item.layer, stats[item.layer.key])
+
+
+def init(bound: list[Bound], leaves: list[chex.Array]) -> dict[str, Any]:
+    """Returns the solvers' states, by layer."""
+    return {
+        item.layer.key: item.solver.init(item.layer, item.affine(leaves))
+        for item in bound
+    }
+
+
+def solve(
+    bound: list[Bound],
+    stats: Mapping[str, Statistic],
+    states: Mapping[str, Any],
+    step: chex.Array,
+    leaves: list[chex.Array],
+) -> tuple[list[chex.Array], dict[str, Any]]:
+    """Returns the preconditioned leaves ``H`` and the solvers' new states."""
+    solved, new = list(leaves), {}
+    for item in bound:
+        layer, solver, statistic = item.layer, item.solver, stats[item.layer.key]
+        g = item.affine(leaves)
+        state = solver.update(
+            layer, statistic, states[layer.key], step, biased=g.b is not None
+        )
+        h, new[layer.key] = solver.solve(layer, statistic, state, g)
+        # A layer that saw no sample has no metric of its own in this step.
+        seen = _layers.block_moments(layer, statistic).count > 0
+        item.put(solved, _solvers.where_seen(seen, h, g))
+    return solved, new

@@ -1,0 +1,104 @@
+"""Input statistics of a linear layer: what a tap emits and a solver reads.
+
+Every statistic but ``Inputs`` is a *sum* over samples, so autodiff adds it up
+wherever a layer is used more than once. The leading axes are ``[*stack, group]``:
+``stack`` holds layers stacked by ``nn.scan`` or ``nn.vmap``, ``group`` the blocks
+of a block-diagonal layer (grouped convolutions, batched ``DenseGeneral``).
+"""
+
+from typing import Literal, NamedTuple, TypeAlias
+
+import chex
+import jax
+import jax.numpy as jnp
+
+Kind: TypeAlias = Literal["moments", "gram", "inputs"]
+KINDS: tuple[Kind, ...] = ("moments", "gram", "inputs")
+
+
+class Moments(NamedTuple):
+    r"""First and second moments per channel, as sums: :math:`\sum x, \sum x^2`.
+
+    Attributes:
+      count: number of samples, shape ``[*stack, 1]``.
+      sum: shape ``[*stack, group, channel]``.
+      sum_sq: shape ``[*stack, group, channel]``.
+    """
+
+    count: chex.Array
+    sum: chex.Array
+    sum_sq: chex.Array
+
+
+class Gram(NamedTuple):
+    r"""The augmented Gram matrix :math:`\sum \tilde x \tilde x^T`, in its blocks.
+
+    With :math:`\tilde x = [x; 1]` the corner is the count, the last column the
+    sum; they are kept apart so that no product has an odd width.
+
+    Attributes:
+      count: number of samples, shape ``[*stack, 1]``.
+      sum: shape ``[*stack, group, feature]``.
+      outer: shape ``[*stack, group, feature, feature]``.
+    """
+
+    count: chex.Array
+    sum: chex.Array
+    outer: chex.Array
+
+
+class Inputs(NamedTuple):
+    """A layer's inputs themselves, for products that never form a matrix.
+
+    Attributes:
+      x: the inputs in the layer's own shape, ``[*stack, ...]``.
+      uses: how often the layer was used, shape ``[*stack, 1]``. Inputs are not
+        additive, so a value other than one marks them as unusable.
+    """
+
+    x: chex.Array
+    uses: chex.Array
+
+
+Statistic: TypeAlias = Moments | Gram | Inputs
+
+
+def accumulation_dtype(*dtypes: jax.typing.DTypeLike) -> jnp.dtype:
+    """Returns the dtype that values of ``dtypes`` are summed in: float32 at least."""
+    # Not `jnp.promote_types`: it refuses mixed dtypes under strict promotion.
+    wide = any(jnp.dtype(dtype) == jnp.float64 for dtype in dtypes)
+    return jnp.dtype(jnp.float64 if wide else jnp.float32)
+
+
+def batched_ones(like: chex.Array, dtype: jnp.dtype) -> chex.Array:
+    """Returns ones that JAX knows to depend on ``like``.
+
+    Under ``vmap`` a constant cotangent of an unbatched argument counts once,
+    not once per example; a select on ``like`` costs nothing and counts right.
+    """
+    one = jnp.ones((), dtype)
+    return jnp.where(like == like, one, one)
+
+
+def moments(samples: chex.Array) -> Moments:
+    """Returns the moments of ``[sample, group, channel]`` values."""
+    dtype = accumulation_dtype(samples.dtype)
+    x = samples.astype(dtype)
+    count = jnp.sum(batched_ones(x[:, 0, :1], dtype), axis=0)
+    return Moments(count, jnp.sum(x, axis=0), jnp.sum(jnp.square(x), axis=0))
+
+
+def token_moments(tokens: chex.Array, vocabulary: int, dtype: jnp.dtype) -> Moments:
+    """Returns the moments of one-hot vectors without forming them."""
+    flat = tokens.reshape(-1)
+    ones = batched_ones(flat, dtype)
+    counts = jnp.zeros((vocabulary,), dtype).at[flat].add(ones)[None]
+    return Moments(jnp.sum(ones, keepdims=True), counts, counts)
+
+
+def gram(design: chex.Array) -> Gram:
+    """Returns the Gram matrix of a ``[group, sample, feature]`` design matrix."""
+    dtype = accumulation_dtype(design.dtype)
+    count = jnp.sum(batched_ones(design[0, :, :1], dtype), axis=0)
+    outer = jnp.einsum("gnd,gne->gde", design, design, preferred_element_type=dtype)
+    return Gram(count, jnp.sum(design.astype(dtype), axis=1), outer)
