@@ -12,7 +12,9 @@ moment itself). Every solver here is this elimination with another
 :math:`\Sigma`. All arrays carry one leading block axis; see ``_layers``.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple, TypeAlias
 
 import chex
@@ -40,6 +42,10 @@ def _uncenter(w: chex.Array, b: chex.Array | None, mean: chex.Array) -> Affine:
     if b is None:
         return Affine(w, None)
     return Affine(w, b - jnp.einsum("kd,kdo->ko", mean, w))
+
+
+def _zeros(layer: Layer) -> Callable[[tuple[int, ...]], chex.Array]:
+    return partial(jnp.zeros, dtype=jnp.dtype(layer.dtype))
 
 
 def where_seen(seen: chex.Array, new: chex.ArrayTree, old: chex.ArrayTree):
@@ -115,8 +121,12 @@ class IncompleteCholesky:
     def init(self, layer: Layer, like: Affine) -> MomentsState:
         """Returns the state of a layer that has seen nothing."""
         del like
-        zeros = jnp.zeros((layer.blocks, layer.features), jnp.dtype(layer.dtype))
-        return MomentsState(jnp.zeros(layer.blocks, jnp.int32), zeros, zeros)
+        zeros = _zeros(layer)
+        shape = (layer.blocks, layer.features)
+        # One buffer a leaf: a step that donates its state must not see one twice.
+        return MomentsState(
+            jnp.zeros(layer.blocks, jnp.int32), zeros(shape), zeros(shape)
+        )
 
     def update(
         self,
@@ -399,16 +409,14 @@ class Cholesky:
     def init(self, layer: Layer, like: Affine) -> CholeskyState:
         """Returns the state of a layer that has seen nothing."""
         del like
-        blocks, d, dtype = layer.blocks, layer.features, jnp.dtype(layer.dtype)
-        vectors = jnp.zeros((blocks, d), dtype)
-        matrices = jnp.zeros((blocks, d, d), dtype)
+        blocks, d, zeros = layer.blocks, layer.features, _zeros(layer)
         return CholeskyState(
-            jnp.zeros(blocks, dtype),
-            vectors,
-            matrices,
-            vectors,
-            matrices,
-            jnp.zeros(blocks, jnp.bool_),
+            weight=zeros((blocks,)),
+            mean=zeros((blocks, d)),
+            outer=zeros((blocks, d, d)),
+            center=zeros((blocks, d)),
+            inverse=zeros((blocks, d, d)),
+            ready=jnp.zeros(blocks, jnp.bool_),
         )
 
     def update(
