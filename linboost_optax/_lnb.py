@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from linboost_optax import _checks, _metric, _solvers
+from linboost_optax import _checks, _metric
 from linboost_optax._solvers import Solver
 from linboost_optax._statistics import accumulation_dtype
 from linboost_optax._taps import Taps
@@ -20,19 +20,14 @@ class ScaleByLNBState(NamedTuple):
     Attributes:
       count: number of updates so far, scalar int32; skipped ones do not count.
       momentum: moving average of the gradients, like the parameters.
-      layers: each solver's own state, by layer.
+      metric: each solver's own state, by layer.
+      starts: each layer's previous ``H``, for solvers that start from it.
     """
 
     count: chex.Array
     momentum: optax.Updates
-    layers: dict[str, Any]
-
-
-def default_solver(taps: Taps) -> Solver:
-    """Returns the measured default: exact where a layer has a Gram matrix."""
-    if any(layer.statistic != "moments" for layer in taps.layers):
-        return _solvers.Cholesky()
-    return _solvers.IncompleteCholesky()
+    metric: dict[str, Any]
+    starts: dict[str, Any]
 
 
 def scale_by_lnb(
@@ -92,13 +87,7 @@ def scale_by_lnb(
     References:
       Munoz (2025), arXiv:2502.01131: the online algorithm.
     """
-    if not isinstance(taps, Taps):
-        raise TypeError(
-            f"`taps` must be a Taps, got {type(taps).__name__}. Make it with "
-            "`linen.taps(model, x)`."
-        )
-    solver = default_solver(taps) if solver is None else solver
-    _solvers.check(solver)
+    solver = _metric.resolve(taps, solver)
     _checks.fraction("b_g", b_g)
     _checks.positive("min_norm", min_norm)
 
@@ -107,7 +96,8 @@ def scale_by_lnb(
         return ScaleByLNBState(
             count=jnp.zeros((), jnp.int32),
             momentum=optax.tree.zeros_like(params),
-            layers=_metric.init(bound, jax.tree.leaves(params)),
+            metric=_metric.init(bound),
+            starts=_metric.init_starts(bound, jax.tree.leaves(params)),
         )
 
     def update_fn(
@@ -125,19 +115,21 @@ def scale_by_lnb(
         momentum = optax.tree.update_moment(updates, state.momentum, b_g, 1)
         gradients, treedef = jax.tree.flatten(momentum)
         leaves = [_bias_correct(m, b_g, state.count + 1) for m in gradients]
-        solved, layers = _metric.solve(bound, stats, state.layers, state.count, leaves)
+        metric = _metric.advance(
+            bound, stats, state.metric, state.count, factored=False
+        )
+        solved, starts = _metric.solve(bound, stats, metric, state.starts, leaves)
 
         squared = sum(_inner(h, g) for h, g in zip(solved, leaves))
         norm = jnp.maximum(min_norm, jnp.sqrt(jnp.maximum(squared, 0)))
         # One number sees every gradient and, through H, every statistic.
-        good = jnp.isfinite(squared) & _all_finite(stats)
+        good = jnp.isfinite(squared) & _metric.all_finite(stats)
         scaled = [
-            jnp.where(good, h / norm.astype(h.dtype), 0).astype(g.dtype)
+            (h / norm.astype(h.dtype)).astype(g.dtype)
             for h, g in zip(solved, gradients)
         ]
-        new = ScaleByLNBState(state.count + 1, momentum, layers)
-        new = jax.tree.map(lambda n, o: jnp.where(good, n, o), new, state)
-        return jax.tree.unflatten(treedef, scaled), new
+        new = ScaleByLNBState(state.count + 1, momentum, metric, starts)
+        return _metric.keep_if(good, jax.tree.unflatten(treedef, scaled), new, state)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -150,11 +142,6 @@ def _bias_correct(m: chex.Array, decay: float, count: chex.Array) -> chex.Array:
 
 def _inner(a: chex.Array, b: chex.Array) -> chex.Array:
     return jnp.sum(a * b)
-
-
-def _all_finite(stats: Mapping[str, Any]) -> chex.Array:
-    sums = [jnp.sum(leaf) for leaf in jax.tree.leaves(stats)]
-    return jnp.all(jnp.stack([jnp.isfinite(s) for s in sums])) if sums else True
 
 
 def lnb(

@@ -2,13 +2,17 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import chex
 import jax
+import jax.numpy as jnp
 import optax
 
 from linboost_optax import _layers, _solvers, _statistics
+from linboost_optax._cholesky import Cholesky
+from linboost_optax._elimination import where_seen
+from linboost_optax._incomplete_cholesky import IncompleteCholesky
 from linboost_optax._layers import Affine, Layer
 from linboost_optax._solvers import LayerSolver, Solver
 from linboost_optax._statistics import Statistic
@@ -44,6 +48,24 @@ class Bound:
         leaves[self.kernel] = kernel.astype(leaves[self.kernel].dtype)
         if self.bias is not None and bias is not None:
             leaves[self.bias] = bias.astype(leaves[self.bias].dtype)
+
+
+def resolve(taps: Taps, solver: Solver | None) -> Solver:
+    """Returns the solver to use: exact by default where a layer's statistic allows it.
+
+    Raises:
+      TypeError: if ``taps`` or ``solver`` is of another type.
+    """
+    if not isinstance(taps, Taps):
+        raise TypeError(
+            f"`taps` must be a Taps, got {type(taps).__name__}. Make it with "
+            "`linen.taps(model, x)`."
+        )
+    if solver is None:
+        moments = all(layer.statistic == "moments" for layer in taps.layers)
+        return IncompleteCholesky() if moments else Cholesky()
+    _solvers.check(solver)
+    return solver
 
 
 def bind(taps: Taps, solver: Solver, tree: chex.ArrayTree) -> list[Bound]:
@@ -143,11 +165,39 @@ def check_stats(stats: Any, bound: list[Bound]) -> None:
         _layers.check_statistic(item.layer, stats[item.layer.key])
 
 
-def init(bound: list[Bound], leaves: list[chex.Array]) -> dict[str, Any]:
+def init(bound: list[Bound]) -> dict[str, Any]:
     """Returns the solvers' states, by layer."""
+    return {item.layer.key: item.solver.init(item.layer) for item in bound}
+
+
+def advance(
+    bound: list[Bound],
+    stats: Mapping[str, Statistic],
+    states: Mapping[str, Any],
+    step: chex.Array,
+    *,
+    factored: bool,
+) -> dict[str, Any]:
+    """Returns the solvers' states after one batch."""
     return {
-        item.layer.key: item.solver.init(item.layer, item.affine(leaves))
+        item.layer.key: item.solver.update(
+            item.layer,
+            stats[item.layer.key],
+            states[item.layer.key],
+            step,
+            biased=item.bias is not None,
+            factored=factored,
+        )
         for item in bound
+    }
+
+
+def init_starts(bound: list[Bound], leaves: list[chex.Array]) -> dict[str, Affine]:
+    """Returns zero solutions for the solvers that start from the previous one."""
+    return {
+        item.layer.key: jax.tree.map(jnp.zeros_like, item.affine(leaves))
+        for item in bound
+        if item.solver.warm_start
     }
 
 
@@ -155,19 +205,50 @@ def solve(
     bound: list[Bound],
     stats: Mapping[str, Statistic],
     states: Mapping[str, Any],
-    step: chex.Array,
+    starts: Mapping[str, Affine],
     leaves: list[chex.Array],
-) -> tuple[list[chex.Array], dict[str, Any]]:
-    """Returns the preconditioned leaves ``H`` and the solvers' new states."""
+) -> tuple[list[chex.Array], dict[str, Affine]]:
+    """Returns the preconditioned leaves ``H``, and where the next solve starts."""
     solved, new = list(leaves), {}
     for item in bound:
-        layer, solver, statistic = item.layer, item.solver, stats[item.layer.key]
-        g = item.affine(leaves)
-        state = solver.update(
-            layer, statistic, states[layer.key], step, biased=g.b is not None
-        )
-        h, new[layer.key] = solver.solve(layer, statistic, state, g)
+        key, statistic = item.layer.key, stats[item.layer.key]
+        g, start = item.affine(leaves), starts.get(key)
+        h = item.solver.solve(item.layer, statistic, states[key], g, start)
         # A layer that saw no sample has no metric of its own in this step.
-        seen = _layers.block_moments(layer, statistic).count > 0
-        item.put(solved, _solvers.where_seen(seen, h, g))
+        seen = _layers.block_moments(item.layer, statistic).count > 0
+        item.put(solved, where_seen(seen, h, g))
+        if start is not None:
+            new[key] = where_seen(seen, h, start)
     return solved, new
+
+
+def transform(
+    bound: list[Bound],
+    states: Mapping[str, Any],
+    name: Literal["whiten", "unwhiten", "coordinates"],
+    leaves: list[chex.Array],
+) -> list[chex.Array]:
+    """Maps gradients, updates or weights to or from whitened coordinates."""
+    mapped = list(leaves)
+    for item in bound:
+        solver = item.solver
+        assert isinstance(solver, IncompleteCholesky | Cholesky)
+        affine = item.affine(leaves)
+        item.put(mapped, getattr(solver, name)(states[item.layer.key], affine))
+    return mapped
+
+
+def all_finite(tree: chex.ArrayTree) -> chex.Array:
+    """Returns whether every number in a tree is finite."""
+    # A sum is finite only if its terms are (or overflow together, as bad a sign),
+    # and reads each array once.
+    finite = [jnp.isfinite(jnp.sum(leaf)) for leaf in jax.tree.leaves(tree)]
+    return jnp.all(jnp.stack(finite)) if finite else jnp.array(True)
+
+
+def keep_if(
+    good: chex.Array, updates: optax.Updates, new: Any, old: Any
+) -> tuple[optax.Updates, Any]:
+    """Returns the step, or zero updates and the old state: bad numbers pass by."""
+    updates = jax.tree.map(lambda u: jnp.where(good, u, jnp.zeros_like(u)), updates)
+    return updates, jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)

@@ -1,0 +1,154 @@
+"""The arrow-shaped factor: exact mean, diagonal covariance."""
+
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import chex
+import jax.numpy as jnp
+
+from linboost_optax import _checks, _layers
+from linboost_optax._elimination import (
+    center,
+    columns,
+    output_mean,
+    uncenter,
+    where_seen,
+    zeros_like_statistic,
+)
+from linboost_optax._layers import Affine, BlockMoments, Layer
+from linboost_optax._statistics import Statistic
+
+
+class MomentsState(NamedTuple):
+    """Moving averages of the inputs' moments, not yet corrected for their start.
+
+    Attributes:
+      count: number of updates, ``[block]``.
+      mean: ``[block, feature]``.
+      mean_sq: ``[block, feature]``.
+    """
+
+    count: chex.Array
+    mean: chex.Array
+    mean_sq: chex.Array
+
+
+@dataclass(frozen=True)
+class IncompleteCholesky:
+    r"""Diagonal covariance with the exact mean: costs about what Adam costs.
+
+    .. math::
+      s^2 = (1 - a) \max(0, \nu - \mu^2) + a\, \overline{\max(0, \nu - \mu^2)}, \quad
+      H_w = (G_w - \mu G_b) / s^2, \quad H_b = G_b - \mu^T H_w
+
+    and :math:`H_w = G_w / (s^2 + \mu^2)` without a bias. Unlike a textbook
+    incomplete Cholesky factorisation, the pattern is an arrow: the row of the
+    constant 1 is kept exactly, the rest is diagonal.
+
+    Args:
+      b_mu: decay of the mean, in [0, 1); default 0.9.
+      b_nu: decay of the mean square, in [0, 1); default 0.999.
+      shrinkage: weight of the average variance in each variance, in [0, 1];
+        default 0.1.
+
+    Raises:
+      ValueError: if a hyper-parameter is out of range.
+
+    Example:
+      >>> import linboost_optax as lbo
+      >>> lbo.IncompleteCholesky(shrinkage=0.2)
+      IncompleteCholesky(b_mu=0.9, b_nu=0.999, shrinkage=0.2)
+
+    References:
+      Munoz (2025), arXiv:2502.01131: the approximate metric.
+    """
+
+    b_mu: float = 0.9
+    b_nu: float = 0.999
+    shrinkage: float = 0.1
+
+    has_factor: ClassVar[bool] = True
+    warm_start: ClassVar[bool] = False
+
+    def __post_init__(self):
+        _checks.fraction("b_mu", self.b_mu)
+        _checks.fraction("b_nu", self.b_nu)
+        _checks.between("shrinkage", self.shrinkage, 0, 1)
+
+    def init(self, layer: Layer) -> MomentsState:
+        """Returns the state of a layer that has seen nothing."""
+        zeros = zeros_like_statistic(layer)
+        shape = (layer.blocks, layer.features)
+        # One buffer a leaf: a step that donates its state must not see one twice.
+        return MomentsState(
+            jnp.zeros(layer.blocks, jnp.int32), zeros(shape), zeros(shape)
+        )
+
+    def update(
+        self,
+        layer: Layer,
+        statistic: Statistic,
+        state: MomentsState,
+        step: chex.Array,
+        *,
+        biased: bool,
+        factored: bool = False,
+    ) -> MomentsState:
+        """Returns the state after one batch."""
+        del step, biased, factored
+        batch = _layers.block_moments(layer, statistic)
+        return self.accumulate(batch, state)
+
+    def accumulate(self, batch: BlockMoments, state: MomentsState) -> MomentsState:
+        """Returns the moving averages after ``batch``."""
+        new = MomentsState(
+            state.count + 1,
+            self.b_mu * state.mean + (1 - self.b_mu) * batch.mean,
+            self.b_nu * state.mean_sq + (1 - self.b_nu) * batch.mean_sq,
+        )
+        return where_seen(batch.count > 0, new, state)
+
+    def scales(
+        self, state: MomentsState, biased: bool
+    ) -> tuple[chex.Array, chex.Array]:
+        """Returns the mean and the diagonal of the metric."""
+        steps = jnp.maximum(state.count, 1)[:, None].astype(state.mean.dtype)
+        mean = state.mean / (1 - self.b_mu**steps)
+        mean_sq = state.mean_sq / (1 - self.b_nu**steps)
+        variance = jnp.maximum(mean_sq - mean**2, 0)
+        average = jnp.mean(variance, axis=1, keepdims=True)
+        metric = (1 - self.shrinkage) * variance + self.shrinkage * average
+        if not biased:
+            metric = metric + mean**2
+        # Inputs that never vary would divide rounding errors by zero.
+        info = jnp.finfo(metric.dtype)
+        floor = info.eps * jnp.mean(mean_sq, axis=1, keepdims=True) + info.tiny
+        return mean, jnp.maximum(metric, floor)
+
+    def solve(
+        self,
+        layer: Layer,
+        statistic: Statistic,
+        state: MomentsState,
+        g: Affine,
+        start: Affine | None = None,
+    ) -> Affine:
+        """Returns ``H``."""
+        del layer, statistic, start
+        mean, metric = self.scales(state, g.b is not None)
+        return uncenter(center(g, mean) / columns(metric), g.b, mean)
+
+    def whiten(self, state: MomentsState, g: Affine) -> Affine:
+        """Returns ``C^-1 g``."""
+        mean, metric = self.scales(state, g.b is not None)
+        return Affine(center(g, mean) / columns(jnp.sqrt(metric)), g.b)
+
+    def unwhiten(self, state: MomentsState, u: Affine) -> Affine:
+        """Returns ``C^-T u``."""
+        mean, metric = self.scales(state, u.b is not None)
+        return uncenter(u.w / columns(jnp.sqrt(metric)), u.b, mean)
+
+    def coordinates(self, state: MomentsState, w: Affine) -> Affine:
+        """Returns ``C^T w``."""
+        mean, metric = self.scales(state, w.b is not None)
+        return Affine(w.w * columns(jnp.sqrt(metric)), output_mean(w, mean))
