@@ -1,10 +1,13 @@
 """Checks of hyper-parameters at construction, and their messages."""
 
 import math
+import numbers
+
+import jax
 
 
 def _number(name: str, value: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(
             f"`{name}` must be a number, got {value!r}. Solvers are static: schedules "
             "belong to the learning rate."
@@ -13,12 +16,29 @@ def _number(name: str, value: float) -> None:
         raise ValueError(f"`{name}` must be finite, got {value}.")
 
 
+def whole(name: str, value: int, low: int) -> None:
+    """Raises unless ``value`` is an integer >= ``low``."""
+    _number(name, value)
+    if not isinstance(value, numbers.Integral):
+        raise TypeError(f"`{name}` must be a whole number, got {value}.")
+    at_least(name, value, low)
+
+
 def at_least(name: str, value: float, low: float) -> None:
     """Raises unless ``value >= low``."""
     _number(name, value)
     if value < low:
-        hint = "1" if isinstance(low, int) and low >= 1 else "a small value, e.g. 1e-3"
+        hint = "1 or more" if low >= 1 else "a small value, e.g. 1e-3"
         raise ValueError(f"`{name}` must be >= {low}, got {value}. Use {hint}.")
+
+
+def positive(name: str, value: float) -> None:
+    """Raises unless ``value > 0``."""
+    _number(name, value)
+    if value <= 0:
+        raise ValueError(
+            f"`{name}` must be > 0, got {value}. Use a small value, e.g. 1e-2."
+        )
 
 
 def between(name: str, value: float, low: float, high: float) -> None:
@@ -41,10 +61,6 @@ def fraction(name: str, value: float) -> None:
         )
 
 
-def positive(name: str, value: float) -> None:
-    """Raises unless ``value > 0``."""
-    _number(name, value)
-    if value <= 0:
-        raise ValueError(
-            f"`{name}` must be > 0, got {value}. Use a small value, e.g. 1e-2."
-        )
+def is_array(value: object) -> bool:
+    """Whether a hyper-parameter was injected: its range cannot be checked then."""
+    return isinstance(value, jax.Array)

@@ -79,7 +79,7 @@ class Cholesky:
     def __post_init__(self):
         _checks.at_least("ridge", self.ridge, 0)
         _checks.fraction("decay", self.decay)
-        _checks.at_least("every", self.every, 1)
+        _checks.whole("every", self.every, 1)
 
     def init(self, layer: Layer) -> CholeskyState:
         """Returns the state of a layer that has seen nothing."""

@@ -56,7 +56,7 @@ class ConjugateGradient:
 
     def __post_init__(self):
         _checks.at_least("ridge", self.ridge, 0)
-        _checks.at_least("iterations", self.iterations, 1)
+        _checks.whole("iterations", self.iterations, 1)
         _checks.at_least("tolerance", self.tolerance, 0)
         IncompleteCholesky(self.b_mu, self.b_nu, self.shrinkage)
 

@@ -88,8 +88,11 @@ def scale_by_lnb(
       Munoz (2025), arXiv:2502.01131: the online algorithm.
     """
     solver = _metric.resolve(taps, solver)
-    _checks.fraction("b_g", b_g)
-    _checks.positive("min_norm", min_norm)
+    # Injected hyper-parameters (`optax.inject_hyperparams`) are traced: no range.
+    if not _checks.is_array(b_g):
+        _checks.fraction("b_g", b_g)
+    if not _checks.is_array(min_norm):
+        _checks.positive("min_norm", min_norm)
 
     def init_fn(params: optax.Params) -> ScaleByLNBState:
         bound = _metric.bind(taps, solver, params)
@@ -197,7 +200,8 @@ def lnb(
     References:
       Munoz (2025), arXiv:2502.01131.
     """
-    _checks.at_least("weight_decay", weight_decay, 0)
+    if not _checks.is_array(weight_decay):
+        _checks.at_least("weight_decay", weight_decay, 0)
     return optax.chain(
         scale_by_lnb(taps, solver, b_g=b_g, min_norm=min_norm),
         optax.add_decayed_weights(weight_decay),

@@ -1,5 +1,6 @@
 """The metric of a whole network: one solver a tapped layer, the identity elsewhere."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -26,8 +27,8 @@ class Bound:
     Attributes:
       layer: the layer.
       solver: the solver of this layer.
-      kernel: index of the kernel's leaf.
-      bias: index of the bias's leaf, or None.
+      kernel: index of the kernel's leaf; -1 in a tree without leaves.
+      bias: index of the bias's leaf, or None for a layer without.
     """
 
     layer: Layer
@@ -77,11 +78,15 @@ def bind(taps: Taps, solver: Solver, tree: chex.ArrayTree) -> list[Bound]:
     Raises:
       ValueError: if a layer is missing or has another shape: taps of another model.
     """
-    masked = lambda node: isinstance(node, optax.MaskedNode)  # noqa: E731
-    entries, _ = jax.tree.flatten_with_path(tree, is_leaf=masked)
-    index, leaves = _index(entries, masked)
+    entries, _ = jax.tree.flatten_with_path(tree, is_leaf=_masked)
     if not entries:  # `optax.tree.map_params` initialises with an empty placeholder
-        return []
+        return [
+            Bound(
+                layer, _solvers.for_layer(solver, layer), -1, -1 if layer.bias else None
+            )
+            for layer in taps.layers
+        ]
+    index, leaves = _index(entries)
     bound = []
     for layer in taps.layers:
         kernel = _find(layer, layer.kernel, index)
@@ -100,16 +105,20 @@ def bind(taps: Taps, solver: Solver, tree: chex.ArrayTree) -> list[Bound]:
     return bound
 
 
-def _index(entries, masked) -> tuple[dict[tuple[str, ...], Any], list[chex.Array]]:
+def _masked(node: Any) -> bool:
+    return isinstance(node, optax.MaskedNode)
+
+
+def _index(entries) -> tuple[dict[tuple[str, ...], Any], list[chex.Array]]:
     """Maps every path, with and without a box's own suffix, to a leaf's index."""
     index: dict[tuple[str, ...], Any] = {}
     leaves: list[chex.Array] = []
     for path, leaf in entries:
         names = tuple(_name(entry) for entry in path)
-        where = leaf if masked(leaf) else len(leaves)
+        where = leaf if _masked(leaf) else len(leaves)
         for end in range(len(names), 0, -1):
             index.setdefault(names[:end], where)
-        if not masked(leaf):
+        if not _masked(leaf):
             leaves.append(leaf)
     return index, leaves
 
@@ -124,8 +133,13 @@ def _name(entry: Any) -> str:
 def _find(layer: Layer, name: str, index: Mapping[tuple[str, ...], Any]) -> Any:
     path = (*layer.path, name)
     for root in ((), ("params",)):
-        if root + path in index:
-            return index[root + path]
+        full = root + path
+        if full in index:
+            return index[full]
+        # A mask may end above the parameter: its node stands for all below.
+        for end in range(1, len(full)):
+            if _masked(index.get(full[:end])):
+                return index[full[:end]]
     raise ValueError(
         f"`taps` has layer '{layer.key}' with parameter '{'/'.join(path)}', which the "
         "parameters lack: these taps belong to another model. Make them from the "
@@ -194,11 +208,17 @@ def advance(
 
 def init_starts(bound: list[Bound], leaves: list[chex.Array]) -> dict[str, Affine]:
     """Returns zero solutions for the solvers that start from the previous one."""
-    return {
-        item.layer.key: jax.tree.map(jnp.zeros_like, item.affine(leaves))
-        for item in bound
-        if item.solver.warm_start
-    }
+    starts = {}
+    for item in bound:
+        if item.solver.warm_start:
+            layer = item.layer
+            dtypes = [leaves[item.kernel].dtype] if leaves else []
+            dtype = _statistics.accumulation_dtype(layer.dtype, *dtypes)
+            outputs = math.prod(layer.geometry.bias_shape) // layer.geometry.groups
+            w = jnp.zeros((layer.blocks, layer.features, outputs), dtype)
+            b = None if item.bias is None else jnp.zeros(w.shape[::2], dtype)
+            starts[layer.key] = Affine(w, b)
+    return starts
 
 
 def solve(

@@ -1,0 +1,344 @@
+"""Every solver against an exact oracle, and against inputs that break solvers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import linboost_optax as lbo
+from linboost_optax import _layers, _solvers
+from linboost_optax._cholesky import DualCholesky
+from linboost_optax._layers import Affine, Dense, Layer
+
+# Direct solves in float64: rounding alone is left.
+EXACT = 1e-10
+
+BLOCKS, ROWS, FEATURES, OUTPUTS = 3, 40, 5, 4
+
+
+def make_layer(statistic="gram", *, rows=ROWS, features=FEATURES, dtype="float64"):
+    geometry = Dense((), (features,), (OUTPUTS,))
+    return Layer(
+        ("layer",), geometry, statistic, (rows, features), dtype, stack=(BLOCKS,)
+    )
+
+
+def make_inputs(rows=ROWS, features=FEATURES, dtype=jnp.float64, seed=0):
+    key = jax.random.key(seed)
+    mix = jax.random.normal(jax.random.fold_in(key, 1), (features, features), dtype)
+    x = jax.random.normal(key, (BLOCKS, rows, features), dtype)
+    return jnp.einsum("knd,de->kne", x, mix) + 0.5
+
+
+def measure(layer, x):
+    own = Layer(**{**vars(layer), "stack": ()})
+    return jax.vmap(lambda block: _layers.measure(own, block))(x)
+
+
+def make_gradient(biased=True, features=FEATURES, dtype=jnp.float64):
+    key = jax.random.key(7)
+    w = jax.random.normal(key, (BLOCKS, features, OUTPUTS), dtype)
+    b = jax.random.normal(jax.random.fold_in(key, 1), (BLOCKS, OUTPUTS), dtype)
+    return Affine(w, b if biased else None)
+
+
+def run(solver, layer, x, g, steps=1, start=None):
+    statistic, state = measure(layer, x), None
+    state = solver.init(layer)
+    for step in range(steps):
+        state = solver.update(
+            layer, statistic, state, jnp.asarray(step), biased=g.b is not None
+        )
+    return solver.solve(layer, statistic, state, g, start), state
+
+
+def oracle(x, g, ridge):
+    """Solves every block densely in NumPy, the constant appended last."""
+    x, w = np.asarray(x), np.asarray(g.w)
+    penalty = np.ones(x.shape[-1])
+    if g.b is not None:
+        x = np.concatenate([x, np.ones_like(x[..., :1])], axis=-1)
+        w = np.concatenate([w, np.asarray(g.b)[:, None]], axis=1)
+        penalty = np.append(penalty, 0.0)
+    second = np.einsum("knd,kne->kde", x, x) / x.shape[1]
+    h = np.linalg.solve(second + ridge * np.diag(penalty), w)
+    if g.b is None:
+        return Affine(h, None)
+    return Affine(h[:, :-1], h[:, -1])
+
+
+def assert_close(got, want, tolerance=EXACT):
+    assert (got.b is None) == (want.b is None)
+    np.testing.assert_allclose(got.w, want.w, rtol=tolerance, atol=tolerance)
+    if got.b is not None:
+        np.testing.assert_allclose(got.b, want.b, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize("ridge", [0.0, 0.1])
+def test_cholesky_is_exact(biased, ridge):
+    with jax.enable_x64(True):
+        x, g = make_inputs(), make_gradient(biased)
+        h, _ = run(lbo.Cholesky(ridge=ridge), make_layer(), x, g)
+        assert_close(h, oracle(x, g, ridge))
+
+
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize("rows", [3, ROWS])
+def test_dual_is_exact(biased, rows):
+    with jax.enable_x64(True):
+        x, g = make_inputs(rows), make_gradient(biased)
+        h, _ = run(DualCholesky(0.1), make_layer("inputs", rows=rows), x, g)
+        assert_close(h, oracle(x, g, 0.1))
+
+
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize("statistic", ["gram", "inputs"])
+def test_conjugate_gradient_converges_to_the_exact_solution(biased, statistic):
+    with jax.enable_x64(True):
+        x, g = make_inputs(), make_gradient(biased)
+        solver = lbo.ConjugateGradient(ridge=0.1, iterations=60, tolerance=0.0)
+        h, _ = run(solver, make_layer(statistic), x, g)
+        assert_close(h, oracle(x, g, 0.1))
+
+
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize("iterations", [1, 2, 3])
+def test_conjugate_gradient_iterates_do_not_depend_on_the_statistic(biased, iterations):
+    with jax.enable_x64(True):
+        x, g = make_inputs(), make_gradient(biased)
+        start = make_gradient(biased)
+        solver = lbo.ConjugateGradient(iterations=iterations)
+        gram, _ = run(solver, make_layer("gram"), x, g, start=start)
+        inputs, _ = run(solver, make_layer("inputs"), x, g, start=start)
+        assert_close(gram, inputs)
+
+
+def test_conjugate_gradient_stops_at_its_tolerance():
+    with jax.enable_x64(True):
+        x, g = make_inputs(), make_gradient()
+        exact = oracle(x, g, 0.1)
+        exact = Affine(jnp.asarray(exact.w), jnp.asarray(exact.b))
+        nudged = jax.tree.map(lambda a: a * (1 + 1e-8), exact)
+        solver = lbo.ConjugateGradient(tolerance=1e-5)
+        h, _ = run(solver, make_layer(), x, g, start=nudged)
+        assert_close(h, nudged, 0.0)  # good enough already: not touched
+        strict = lbo.ConjugateGradient(tolerance=0.0, iterations=60)
+        assert_close(run(strict, make_layer(), x, g, start=nudged)[0], exact)
+
+
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize("statistic", ["moments", "gram", "inputs"])
+def test_incomplete_cholesky_against_its_formula(biased, statistic):
+    with jax.enable_x64(True):
+        x, g = make_inputs(), make_gradient(biased)
+        h, _ = run(lbo.IncompleteCholesky(), make_layer(statistic), x, g, steps=3)
+        mean, square = np.mean(x, axis=1), np.mean(np.square(x), axis=1)
+        variance = np.maximum(square - mean**2, 0)
+        variance = 0.9 * variance + 0.1 * variance.mean(axis=1, keepdims=True)
+        if biased:
+            w = (g.w - mean[:, :, None] * g.b[:, None]) / variance[:, :, None]
+            want = Affine(w, g.b - np.einsum("kd,kdo->ko", mean, w))
+        else:
+            want = Affine(g.w / (variance + mean**2)[:, :, None], None)
+        assert_close(h, want)
+
+
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize("solver", [lbo.IncompleteCholesky(), lbo.Cholesky()])
+def test_whitening_maps_fit_together(solver, biased):
+    with jax.enable_x64(True):
+        layer, x, g = make_layer(), make_inputs(), make_gradient(biased)
+        statistic = measure(layer, x)
+
+        def state(factored):
+            return solver.update(
+                layer,
+                statistic,
+                solver.init(layer),
+                jnp.asarray(0),
+                biased=biased,
+                factored=factored,
+            )
+
+        h = solver.solve(layer, statistic, state(False), g)
+        whitened = solver.whiten(state(True), g)
+        assert_close(solver.unwhiten(state(True), whitened), h)
+        # C^T and C^-T undo each other, and C^-1 is the transpose of C^-T.
+        v = solver.coordinates(state(True), h)
+        assert_close(solver.unwhiten(state(True), v), h)
+        assert_close(v, whitened)
+
+
+def test_cholesky_coordinates_have_white_inputs():
+    with jax.enable_x64(True):
+        layer, x = make_layer(), make_inputs()
+        solver = lbo.Cholesky(ridge=0.0)
+        state = solver.update(
+            layer,
+            measure(layer, x),
+            solver.init(layer),
+            jnp.asarray(0),
+            biased=True,
+            factored=True,
+        )
+        # The gradient of sum(W^T x) is x: whitened inputs are whitened gradients.
+        columns = jnp.swapaxes(x, 1, 2)
+        white = solver.whiten(state, Affine(columns, jnp.ones((BLOCKS, ROWS))))
+        second = jnp.einsum("kdn,ken->kde", white.w, white.w) / ROWS
+        eye = np.broadcast_to(np.eye(FEATURES), second.shape)
+        np.testing.assert_allclose(second, eye, atol=EXACT)
+        np.testing.assert_allclose(white.w.mean(axis=2), 0, atol=EXACT)
+
+
+SOLVERS = [
+    lbo.IncompleteCholesky(),
+    lbo.ConjugateGradient(),
+    lbo.ConjugateGradient(ridge=0.0, iterations=10),
+    lbo.Cholesky(),
+    lbo.Cholesky(ridge=0.0),
+]
+DEGENERATE = {
+    "zeros": lambda x: jnp.zeros_like(x),
+    "constant": lambda x: jnp.full_like(x, 3.0),
+    "dead unit": lambda x: x.at[:, :, 0].set(0),
+    "constant unit": lambda x: x.at[:, :, 0].set(100.0),
+    "rank one": lambda x: x[:, :, :1] * jnp.ones_like(x),
+    "duplicates": lambda x: x.at[:, :, 1].set(x[:, :, 0]),
+    "one sample": lambda x: x[:, :1],
+    "fewer samples than features": lambda x: x[:, :2],
+    "huge": lambda x: x * 1e6,
+    "tiny": lambda x: x * 1e-6,
+    "far from zero": lambda x: x + 1e4,
+}
+
+
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize("case", DEGENERATE)
+@pytest.mark.parametrize("solver", SOLVERS, ids=str)
+def test_degenerate_inputs_give_finite_solutions(solver, case, biased):
+    x = DEGENERATE[case](make_inputs(dtype=jnp.float32))
+    layer = make_layer(rows=x.shape[1], dtype="float32")
+    # Gradients of a real layer lie in the span of its inputs.
+    delta = jax.random.normal(jax.random.key(3), (*x.shape[:2], OUTPUTS))
+    w = jnp.einsum("knd,kno->kdo", x, delta) / x.shape[1]
+    g = Affine(w, delta.mean(axis=1) if biased else None)
+    h, _ = run(solver, layer, x, g, steps=2)
+    assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(h))
+
+
+@pytest.mark.parametrize("solver", SOLVERS[:4], ids=str)
+def test_blocks_without_samples_keep_their_state(solver):
+    layer = make_layer(dtype="float32")
+    g = make_gradient(dtype=jnp.float32)
+    seen, empty = measure(layer, make_inputs(dtype=jnp.float32)), None
+    _, state = run(solver, layer, make_inputs(dtype=jnp.float32), g)
+    empty = jax.tree.map(lambda leaf: leaf.at[1].set(0), seen)
+    after = solver.update(layer, empty, state, jnp.asarray(10), biased=True)
+    for new, old in zip(jax.tree.leaves(after), jax.tree.leaves(state), strict=True):
+        np.testing.assert_array_equal(new[1], old[1])
+    moved = [
+        bool(jnp.any(new[0] != old[0]))
+        for new, old in zip(jax.tree.leaves(after), jax.tree.leaves(state), strict=True)
+    ]
+    assert any(moved)
+
+
+def test_cholesky_refreshes_on_schedule_and_when_a_block_is_new():
+    layer, solver = make_layer(dtype="float32"), lbo.Cholesky(every=3)
+    first = measure(layer, make_inputs(dtype=jnp.float32))
+    late = jax.tree.map(lambda leaf: leaf.at[1].set(0), first)
+    other = measure(layer, make_inputs(dtype=jnp.float32, seed=5))
+
+    def advance(state, statistic, step):
+        return solver.update(layer, statistic, state, jnp.asarray(step), biased=True)
+
+    zero = advance(solver.init(layer), late, 0)
+    np.testing.assert_array_equal(zero.ready, [True, False, True])
+    one = advance(zero, late, 1)
+    np.testing.assert_array_equal(one.inverse, zero.inverse)
+    two = advance(one, other, 2)  # not due, but block 1 appears
+    np.testing.assert_array_equal(two.ready, True)
+    three = advance(two, other, 3)
+    assert bool(jnp.any(three.inverse != two.inverse))
+    four = advance(three, first, 4)
+    np.testing.assert_array_equal(four.inverse, three.inverse)
+
+
+def test_cholesky_keeps_the_last_good_factor():
+    layer, solver = make_layer(dtype="float32"), lbo.Cholesky(every=1)
+    good = measure(layer, make_inputs(dtype=jnp.float32))
+    state = solver.update(layer, good, solver.init(layer), jnp.asarray(0), biased=True)
+    # An indefinite "Gram" matrix in one block: no factor exists.
+    bad = good._replace(outer=good.outer.at[0].multiply(-100.0))
+    after = solver.update(layer, bad, state, jnp.asarray(1), biased=True)
+    np.testing.assert_array_equal(after.inverse[0], state.inverse[0])
+    np.testing.assert_array_equal(after.center[0], state.center[0])
+    assert bool(jnp.any(after.outer[0] != state.outer[0]))
+
+
+def test_cholesky_passes_gradients_through_before_its_first_factor():
+    layer, solver = make_layer(dtype="float32"), lbo.Cholesky()
+    g = make_gradient(dtype=jnp.float32)
+    state = solver.init(layer)
+    statistic = measure(layer, make_inputs(dtype=jnp.float32))
+    for h in (
+        solver.solve(layer, statistic, state, g),
+        solver.whiten(state, g),
+        solver.unwhiten(state, g),
+        solver.coordinates(state, g),
+    ):
+        assert_close(h, g, 0.0)
+
+
+def test_inputs_used_twice_are_not_trusted():
+    layer = make_layer("inputs", dtype="float32")
+    statistic = measure(layer, make_inputs(dtype=jnp.float32))
+    twice = statistic._replace(uses=2 * statistic.uses)
+    np.testing.assert_array_equal(_layers.block_moments(layer, statistic).count, ROWS)
+    np.testing.assert_array_equal(_layers.block_moments(layer, twice).count, 0)
+
+
+def test_solvers_fall_back_where_a_statistic_is_too_small():
+    moments, inputs = make_layer("moments"), make_layer("inputs")
+    cg = lbo.ConjugateGradient(shrinkage=0.3)
+    assert _solvers.for_layer(cg, moments) == lbo.IncompleteCholesky(shrinkage=0.3)
+    assert _solvers.for_layer(lbo.Cholesky(), moments) == lbo.IncompleteCholesky()
+    assert _solvers.for_layer(lbo.Cholesky(0.2), inputs) == DualCholesky(0.2)
+    with pytest.raises(ValueError, match=r"`ridge` must be > 0 for layer 'layer'"):
+        _solvers.for_layer(lbo.Cholesky(ridge=0), inputs)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: lbo.IncompleteCholesky(b_mu=1.0),
+            r"`b_mu` must be in \[0, 1\), got 1",
+        ),
+        (lambda: lbo.IncompleteCholesky(b_nu=-0.1), r"`b_nu` must be in \[0, 1\)"),
+        (
+            lambda: lbo.IncompleteCholesky(shrinkage=2),
+            r"`shrinkage` must be in \[0, 1\]",
+        ),
+        (lambda: lbo.ConjugateGradient(ridge=-1), r"`ridge` must be >= 0, got -1"),
+        (lambda: lbo.ConjugateGradient(iterations=0), r"`iterations` must be >= 1"),
+        (lambda: lbo.ConjugateGradient(tolerance=-1), r"`tolerance` must be >= 0"),
+        (lambda: lbo.ConjugateGradient(shrinkage=2), r"`shrinkage` must be in"),
+        (lambda: lbo.Cholesky(ridge=float("nan")), r"`ridge` must be finite, got nan"),
+        (lambda: lbo.Cholesky(decay=1), r"`decay` must be in \[0, 1\)"),
+        (lambda: lbo.Cholesky(every=0), r"`every` must be >= 1"),
+    ],
+)
+def test_hyper_parameters_out_of_range(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_hyper_parameters_of_another_type():
+    with pytest.raises(TypeError, match=r"`ridge` must be a number, got 'big'"):
+        lbo.Cholesky(ridge="big")
+    with pytest.raises(TypeError, match=r"`every` must be a whole number, got 2.5"):
+        lbo.Cholesky(every=2.5)
+    with pytest.raises(TypeError, match=r"`solver` must be .* got 'cholesky'"):
+        _solvers.check("cholesky")
