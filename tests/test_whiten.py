@@ -1,0 +1,227 @@
+"""Whitened coordinates: one metric with LNB, any optimizer inside."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import linboost_optax as lbo
+from linboost_optax import linen
+from tests.networks import MLP, data, squared_error, train_step
+
+CLOSE = 1e-5  # float32
+EXACT = 1e-10  # float64
+
+# Optax's own optimizers promote implicitly in many places.
+pytestmark = pytest.mark.lenient("optimizers of Optax promote implicitly")
+
+SOLVERS = [lbo.IncompleteCholesky(), lbo.Cholesky()]
+INNER = {
+    "adam": optax.adam(3e-2),
+    "adamw": optax.adamw(3e-2, weight_decay=1e-3),
+    "momentum": optax.sgd(3e-2, momentum=0.9),
+    "lion": optax.lion(1e-2),
+    "muon": optax.contrib.muon(3e-2),
+    "schedule-free": optax.contrib.schedule_free_adamw(3e-2),
+    "chain": optax.chain(optax.clip_by_global_norm(1.0), optax.rmsprop(1e-2)),
+}
+
+
+def setup(dtype=jnp.float32):
+    model, batch = MLP(dtype=dtype), data(dtype=dtype)
+    params = model.init(jax.random.key(1), batch[0])["params"]
+    taps = linen.taps(model, batch[0])
+    return model, params, batch, taps
+
+
+def run(model, params, batch, taps, tx, steps):
+    step = jax.jit(train_step(squared_error(model), taps, tx))
+    state, losses = tx.init(params), []
+    for _ in range(steps):
+        params, state, loss = step(params, state, batch)
+        losses.append(float(loss))
+    return params, state, losses
+
+
+def assert_trees_close(got, want, tolerance):
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("solver", SOLVERS, ids=str)
+def test_lnb_without_its_scale_is_whitened_gradient_descent(solver):
+    with jax.enable_x64(True):
+        model, params, batch, taps = setup(jnp.float64)
+        # A least norm far above any norm makes the trust region a constant.
+        lnb = lbo.lnb(1e3 * 0.05, taps, solver, b_g=0.0, min_norm=1e3, weight_decay=0.0)
+        sgd = lbo.whiten(optax.sgd(0.05), taps, solver)
+        got, _, _ = run(model, params, batch, taps, lnb, 12)
+        want, _, _ = run(model, params, batch, taps, sgd, 12)
+        assert_trees_close(got, want, EXACT)
+
+
+@pytest.mark.parametrize("solver", SOLVERS, ids=str)
+def test_lnb_is_whitened_normalised_gradient_descent(solver):
+    with jax.enable_x64(True):
+        model, params, batch, taps = setup(jnp.float64)
+        lnb = lbo.lnb(0.1, taps, solver, b_g=0.0, min_norm=1e-9, weight_decay=0.0)
+        inner = optax.chain(optax.normalize_by_update_norm(eps=0.0), optax.sgd(0.1))
+        got, _, _ = run(model, params, batch, taps, lnb, 12)
+        want, _, _ = run(
+            model, params, batch, taps, lbo.whiten(inner, taps, solver), 12
+        )
+        assert_trees_close(got, want, EXACT)
+
+
+@pytest.mark.parametrize("solver", SOLVERS, ids=str)
+@pytest.mark.parametrize("name", INNER)
+def test_every_inner_optimizer_trains(name, solver):
+    model, params, batch, taps = setup()
+    tx = lbo.whiten(INNER[name], taps, solver)
+    new, state, losses = run(model, params, batch, taps, tx, 150)
+    assert losses[-1] < 0.3 * losses[0]
+    assert jax.tree.structure(new) == jax.tree.structure(params)
+    assert int(state.count) == 150
+
+
+@pytest.mark.parametrize("solver", SOLVERS, ids=str)
+def test_decoupled_weight_decay_decays_the_real_weights(solver):
+    with jax.enable_x64(True):
+        model, params, batch, taps = setup(jnp.float64)
+        _, grads, stats = linen.value_and_grad(squared_error(model), taps)(
+            params, batch
+        )
+
+        def step(decay):
+            inner = optax.chain(
+                optax.scale_by_adam(), optax.add_decayed_weights(decay), optax.scale(-1)
+            )
+            tx = lbo.whiten(inner, taps, solver)
+            return tx.update(grads, tx.init(params), params, stats=stats)[0]
+
+        decayed = jax.tree.map(jnp.subtract, step(0.3), step(0.0))
+        want = jax.tree.map(lambda p: -0.3 * p, params)
+        assert_trees_close(decayed, want, EXACT)
+
+
+def test_inner_optimizer_sees_white_gradients():
+    """Per-sample gradients of a linear layer have the covariance of its errors only."""
+    with jax.enable_x64(True):
+        model, params, batch, taps = setup(jnp.float64)
+        _, grads, stats = linen.value_and_grad(squared_error(model), taps)(
+            params, batch
+        )
+        seen = []
+
+        def spy(updates, state, params=None):
+            seen.append((updates, params))
+            return updates, state
+
+        inner = optax.GradientTransformation(lambda params: (), spy)
+        tx = lbo.whiten(inner, taps, lbo.Cholesky(ridge=0.0))
+        tx.update(grads, tx.init(params), params, stats=stats)
+        (white, v), x = seen[0], np.asarray(batch[0])
+        # f(x) = W^T x + b = V_w^T z + V_b with z the whitened input.
+        centred = x - x.mean(axis=0)
+        factor = np.linalg.cholesky(centred.T @ centred / x.shape[0])
+        z = np.linalg.solve(factor, centred.T).T
+        out = z @ v["Dense_0"]["kernel"] + v["Dense_0"]["bias"]
+        weights = params["Dense_0"]
+        np.testing.assert_allclose(out, x @ weights["kernel"] + weights["bias"], EXACT)
+        error = np.linalg.lstsq(
+            np.c_[x, np.ones(len(x))].T / len(x),
+            np.r_[grads["Dense_0"]["kernel"], grads["Dense_0"]["bias"][None]],
+        )[0]
+        np.testing.assert_allclose(
+            white["Dense_0"]["kernel"], z.T @ error / len(x), rtol=1e-8, atol=1e-9
+        )
+
+
+@pytest.mark.parametrize("solver", SOLVERS, ids=str)
+def test_parameters_outside_tapped_layers_pass_through(solver):
+    model, params, batch, _ = setup()
+    full = linen.taps(model, batch[0])
+    one = lbo.Taps(full.layers[:1])
+    _, grads, stats = linen.value_and_grad(squared_error(model), one)(params, batch)
+    tx = lbo.whiten(optax.sgd(1.0), one, solver)
+    updates, _ = tx.update(grads, tx.init(params), params, stats=stats)
+    plain = jax.tree.map(jnp.negative, grads["Dense_1"])
+    assert_trees_close(updates["Dense_1"], plain, 0)
+
+
+def test_params_are_optional_if_the_inner_optimizer_does_not_read_them():
+    model, params, batch, taps = setup()
+    _, grads, stats = linen.value_and_grad(squared_error(model), taps)(params, batch)
+    tx = lbo.whiten(optax.adam(0.1), taps)
+    got, _ = tx.update(grads, tx.init(params), stats=stats)
+    want, _ = tx.update(grads, tx.init(params), params, stats=stats)
+    assert_trees_close(got, want, 0)
+
+
+def test_extra_arguments_reach_the_inner_optimizer():
+    model, params, batch, taps = setup()
+    _, grads, stats = linen.value_and_grad(squared_error(model), taps)(params, batch)
+    seen = []
+
+    def update(updates, state, params=None, *, value, **extra):
+        seen.append((value, sorted(extra)))
+        return updates, state
+
+    inner = optax.GradientTransformationExtraArgs(lambda params: (), update)
+    tx = lbo.whiten(inner, taps)
+    tx.update(grads, tx.init(params), params, stats=stats, value=3.0)
+    assert seen == [(3.0, [])]
+
+
+@pytest.mark.parametrize("solver", SOLVERS, ids=str)
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
+def test_bad_numbers_skip_the_step(solver, bad):
+    model, params, batch, taps = setup()
+    _, grads, stats = linen.value_and_grad(squared_error(model), taps)(params, batch)
+    tx = lbo.whiten(optax.adam(0.1), taps, solver)
+    _, state = tx.update(grads, tx.init(params), params, stats=stats)
+    kernel = grads["Dense_0"]["kernel"].at[0, 0].set(bad)
+    grads = {**grads, "Dense_0": {**grads["Dense_0"], "kernel": kernel}}
+    updates, after = tx.update(grads, state, params, stats=stats)
+    assert all(not bool(jnp.any(leaf)) for leaf in jax.tree.leaves(updates))
+    assert_trees_close(after, state, 0)
+
+
+def test_state_is_stable_under_jit_and_vmap():
+    model, params, batch, taps = setup()
+    tx = lbo.whiten(optax.adam(1e-2), taps, lbo.Cholesky(every=2))
+    step = train_step(squared_error(model), taps, tx)
+    members = jax.tree.map(lambda p: jnp.stack([p, 2 * p]), params)
+    states = jax.vmap(tx.init)(members)
+    together = jax.jit(jax.vmap(step, in_axes=(0, 0, None)))
+    for _ in range(4):
+        members, states, _ = together(members, states, batch)
+    assert together._cache_size() == 1
+    alone, _, _ = run(model, params, batch, taps, tx, 4)
+    assert_trees_close(jax.tree.map(lambda m: m[0], members), alone, 1e-4)
+
+
+def test_tree_map_params():
+    model, params, batch, taps = setup()
+    tx = lbo.whiten(optax.adam(1e-2), taps)
+    marked = optax.tree.map_params(tx, lambda leaf: leaf + 1, tx.init(params))
+    assert_trees_close(marked.inner[0].mu, jax.tree.map(jnp.ones_like, params), 0)
+
+
+def test_bad_arguments():
+    model, params, batch, taps = setup()
+    with pytest.raises(
+        TypeError, match=r"`inner` must be an optax.*got float"
+    ):
+        lbo.whiten(1e-2, taps)
+    with pytest.raises(TypeError, match=r"`taps` must be a Taps"):
+        lbo.whiten(optax.adam(1e-2), model)
+    with pytest.raises(ValueError, match=r"`solver` Conj.*has no factor .* 'Dense_0'"):
+        lbo.whiten(optax.adam(1e-2), taps, lbo.ConjugateGradient())
+    inputs = linen.taps(model, batch[0], statistic="inputs")
+    with pytest.raises(ValueError, match=r"no factor for layer 'Dense_0' .*'inputs'"):
+        lbo.whiten(optax.adam(1e-2), inputs)
+    tx = lbo.whiten(optax.adam(1e-2), taps)
+    with pytest.raises(ValueError, match=r"`stats` is missing"):
+        tx.update(params, tx.init(params), params)
