@@ -18,15 +18,13 @@ from optax import contrib
 
 lbo: Any = importlib.import_module("linboost_optax")
 
-Schedule = Callable[[jax.Array], jax.Array]
-
 
 @dataclass(frozen=True)
 class Optimizer:
     """How to build an optimizer, what it taps, and where its learning rates lie."""
 
     label: str
-    build: Callable[[Schedule, Any], optax.GradientTransformation]
+    build: Callable[[optax.Schedule, Any], optax.GradientTransformation]
     centre: float  # the middle of its learning rates, on a logarithmic scale
     statistic: str | None = None  # of `linen.taps`; None: no taps
 
@@ -36,13 +34,13 @@ class Optimizer:
         return [float(f"{rate:.2g}") for rate in rates]
 
 
-def adam(schedule: Schedule, taps: Any) -> optax.GradientTransformation:
+def adam(schedule: optax.Schedule, taps: Any) -> optax.GradientTransformation:
     """The baseline."""
     del taps
     return optax.adam(schedule)
 
 
-def muon(schedule: Schedule, taps: Any) -> optax.GradientTransformation:
+def muon(schedule: optax.Schedule, taps: Any) -> optax.GradientTransformation:
     """Muon on kernels, its own Adam on biases, norms and embeddings.
 
     `consistent_rms` gives both the same scale, so that one learning rate serves.
@@ -53,23 +51,23 @@ def muon(schedule: Schedule, taps: Any) -> optax.GradientTransformation:
     )
 
 
-def lnb_incomplete_cholesky(schedule: Schedule, taps: Any):
+def lnb_incomplete_cholesky(schedule: optax.Schedule, taps: Any):
     return lbo.lnb(schedule, taps, solver=lbo.IncompleteCholesky())
 
 
-def lnb_conjugate_gradient(schedule: Schedule, taps: Any):
+def lnb_conjugate_gradient(schedule: optax.Schedule, taps: Any):
     return lbo.lnb(schedule, taps, solver=lbo.ConjugateGradient())
 
 
-def lnb_cholesky(schedule: Schedule, taps: Any):
+def lnb_cholesky(schedule: optax.Schedule, taps: Any):
     return lbo.lnb(schedule, taps, solver=lbo.Cholesky())
 
 
-def whiten_incomplete_cholesky(schedule: Schedule, taps: Any):
+def whiten_incomplete_cholesky(schedule: optax.Schedule, taps: Any):
     return lbo.whiten(optax.adam(schedule), taps, solver=lbo.IncompleteCholesky())
 
 
-def whiten_cholesky(schedule: Schedule, taps: Any):
+def whiten_cholesky(schedule: optax.Schedule, taps: Any):
     return lbo.whiten(optax.adam(schedule), taps, solver=lbo.Cholesky())
 
 

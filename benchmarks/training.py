@@ -7,6 +7,7 @@ inside a loop ten times slower on a CPU, and a dispatch costs microseconds.
 
 from __future__ import annotations
 
+import importlib
 import math
 import time
 from collections.abc import Callable
@@ -17,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks.optimizers import Optimizer, Schedule
+from benchmarks.optimizers import Optimizer
 from benchmarks.tasks import Task
 
 
@@ -27,13 +28,13 @@ class Carry(NamedTuple):
     params: Any
     state: Any
     opt_state: Any
-    count: jax.Array
+    steps: jax.Array
 
 
 class Trainer(NamedTuple):
     """A task under an optimizer, compiled."""
 
-    init: Callable[[jax.Array], Carry]
+    init: Callable[[int], Carry]
     step: Callable[..., Carry]
     temporary_bytes: int
     state_bytes: int
@@ -50,7 +51,7 @@ Curves = dict[str, list[float]]
 Evaluate = Callable[[Carry], dict[str, float]]
 
 
-def schedule_for(task: Task, peak: jax.Array) -> Schedule:
+def schedule_for(task: Task, peak: jax.Array) -> optax.Schedule:
     """Linear warm-up over 5 % of the steps, then a cosine to zero."""
     warm_up = max(1, task.steps // 20)
     shape = optax.warmup_cosine_decay_schedule(0.0, 1.0, warm_up, task.steps)
@@ -63,7 +64,7 @@ def compile_trainer(task: Task, optimizer: Optimizer) -> Trainer:
     taps = _taps(task, optimizer, batch)
     value_and_grad = _value_and_grad(task, optimizer, taps)
 
-    def init(seed: jax.Array) -> Carry:
+    def init(seed: int) -> Carry:
         x = batch["x"][:2]
         variables = task.model.init(jax.random.key(seed), x, **task.init_kwargs)
         params = variables.pop("params")
@@ -73,7 +74,7 @@ def compile_trainer(task: Task, optimizer: Optimizer) -> Trainer:
         )
 
     def step(carry: Carry, data: Any, order: jax.Array, peak: jax.Array) -> Carry:
-        batch = jax.tree.map(lambda value: value[order[carry.count]], data)
+        batch = jax.tree.map(lambda value: value[order[carry.steps]], data)
         (_, state), grads, extra = value_and_grad(carry.params, carry.state, batch)
         transformation = optimizer.build(schedule_for(task, peak), taps)
         transformation = optax.with_extra_args_support(transformation)
@@ -81,7 +82,7 @@ def compile_trainer(task: Task, optimizer: Optimizer) -> Trainer:
             grads, carry.opt_state, carry.params, **extra
         )
         params = optax.apply_updates(carry.params, updates)
-        return Carry(params, state, opt_state, carry.count + 1)
+        return Carry(params, state, opt_state, carry.steps + 1)
 
     init = jax.jit(init)
     shapes = jax.eval_shape(init, 0)
@@ -184,9 +185,8 @@ def race(
 def _taps(task: Task, optimizer: Optimizer, batch: Any) -> Any:
     if optimizer.statistic is None:
         return None
-    from linboost_optax import linen
 
-    return linen.taps(
+    return _linen().taps(
         task.model, batch["x"], statistic=optimizer.statistic, **task.init_kwargs
     )
 
@@ -196,12 +196,16 @@ def _value_and_grad(task: Task, optimizer: Optimizer, taps: Any) -> Callable[...
     if optimizer.statistic is None:
         plain = jax.value_and_grad(task.loss, has_aux=True)
         return lambda *args: (*plain(*args), {})
-    from linboost_optax import linen
 
-    tapped = linen.value_and_grad(task.loss, taps, has_aux=True)
+    tapped = _linen().value_and_grad(task.loss, taps, has_aux=True)
 
     def value_and_grad(*args: Any) -> Any:
         value, grads, stats = tapped(*args)
         return value, grads, {"stats": stats}
 
     return value_and_grad
+
+
+def _linen() -> Any:
+    """The adapter, imported by those who tap."""
+    return importlib.import_module("linboost_optax.linen")

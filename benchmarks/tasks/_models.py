@@ -37,7 +37,7 @@ class CNN(nn.Module):
 
         for channels in (16, 32):
             x = nn.relu(norm(nn.Conv(channels, (3, 3))(x)))
-            x = nn.max_pool(x, (2, 2), strides=(2, 2))
+            x = nn.avg_pool(x, (2, 2), strides=(2, 2))
         x = x.reshape(x.shape[0], -1)
         x = nn.relu(norm(nn.Dense(128)(x)))
         return nn.Dense(10)(x)

@@ -26,7 +26,7 @@ def digits_classifier() -> Task:
     train = shifted(train, size=12, copies=4, seed=1)
     test = shifted(test, size=12, copies=4, seed=2)
     return _classifier(
-        "digits_classifier", MLP((256, 10)), train, test, batch_size=256, steps=300
+        "digits_classifier", MLP((256, 10)), train, test, batch_size=256, steps=400
     )
 
 

@@ -17,9 +17,10 @@ from benchmarks.tasks._models import GRU, Transformer
 from benchmarks.tasks._task import Task, cross_entropy, on_device, supervised
 
 MODULES = (
-    "argparse ast _pydecimal typing inspect doctest difflib subprocess pickle "
-    "optparse mailbox threading tarfile pdb turtle smtplib"
-).split()
+    *("argparse", "ast", "_pydecimal", "typing", "inspect", "doctest", "difflib"),
+    *("subprocess", "pickle", "optparse", "mailbox", "threading", "tarfile", "pdb"),
+    *("turtle", "smtplib"),
+)
 VOCABULARY = 96  # newline and the 95 printable ASCII characters
 
 
@@ -27,7 +28,7 @@ def transformer() -> Task:
     """Two blocks, 64 wide: small enough to tune on two cores."""
     model = Transformer(VOCABULARY, width=64, blocks=2)
     return _language_model(
-        "transformer", "Transformer, 64 wide", model, batch_size=32, steps=400
+        "transformer", "Transformer, 64 wide", model, batch_size=16, steps=400
     )
 
 
