@@ -17,16 +17,16 @@ from benchmarks.tasks._task import (
 
 
 def digits_classifier() -> Task:
-    """Tanh MLP 144-256-10 on digits at random places of a 12x12 canvas.
+    """Tanh MLP 100-256-10 on digits at random places of a 10x10 canvas.
 
     Without the shifts every optimizer separates the digits, and the training
     loss runs to zero: no target to race to.
     """
     train, test = digits()
-    train = shifted(train, size=12, copies=4, seed=1)
-    test = shifted(test, size=12, copies=4, seed=2)
+    train = shifted(train, size=10, copies=4, seed=1, shift=1)
+    test = shifted(test, size=10, copies=4, seed=2, shift=1)
     return _classifier(
-        "digits_classifier", MLP((256, 10)), train, test, batch_size=256, steps=400
+        "digits_classifier", MLP((256, 10)), train, test, batch_size=256, steps=300
     )
 
 
