@@ -21,13 +21,24 @@ def first_reached(losses: list[float], target: float) -> int | None:
     return next((i for i, loss in enumerate(losses) if loss <= target), None)
 
 
+def steps_to(curves: dict[str, list[float]], target: str, goal: float) -> float | None:
+    """Steps until a curve is at or below the goal, or None if never."""
+    index = first_reached(curves[target], goal)
+    return None if index is None else curves["step"][index]
+
+
+def lowest(losses: dict[float, float]) -> float:
+    """The learning rate of the lowest loss."""
+    return min(losses, key=losses.__getitem__)
+
+
 def beyond(losses: dict[float, float]) -> float | None:
     """The next learning rate past the edge where the best one lies, else None.
 
     The loss by learning rate, evenly spaced on a logarithmic scale.
     """
     rates = sorted(losses)
-    best_rate = min(rates, key=losses.__getitem__)
+    best_rate = lowest(losses)
     factor = rates[1] / rates[0]
     if best_rate == rates[0]:
         return float(f"{best_rate / factor:.2g}")

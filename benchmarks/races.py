@@ -13,6 +13,7 @@ from benchmarks.optimizers import OPTIMIZERS, Optimizer
 from benchmarks.options import Options
 from benchmarks.tasks import TASKS, Task
 from benchmarks.training import (
+    Curves,
     Entry,
     Evaluate,
     Trainer,
@@ -44,22 +45,24 @@ def run(name: str, options: Options) -> dict[str, Any]:
     runs = len(options.optimizers) * (points + options.seeds)
     with tqdm(total=runs * task.steps, desc=name, unit="step") as bar:
         trainers: dict[str, Trainer] = {}
-        tunings: dict[str, dict[float, float]] = {}
+        tunings: dict[str, dict[float, Curves]] = {}
         for key in options.optimizers:
             bar.set_postfix_str(f"tuning {key}")
             trainers[key] = compile_trainer(task, OPTIMIZERS[key])
             tunings[key] = tune(
                 task, OPTIMIZERS[key], trainers[key], evaluate, points, bar
             )
+        losses = {key: losses_of(tuning, task) for key, tuning in tunings.items()}
         entries = {
-            key: Entry(trainers[key], min(tuning, key=tuning.__getitem__))
-            for key, tuning in tunings.items()
+            key: Entry(trainers[key], analysis.lowest(losses[key]))
+            for key in options.optimizers
         }
         bar.set_postfix_str("racing")
         curves = [
             race(task, entries, evaluate, seed, bar.update)
             for seed in range(options.seeds)
         ]
+    goal = min(losses[analysis.BASELINE].values())
     result: dict[str, Any] = {
         "task": name,
         "title": task.title,
@@ -72,8 +75,14 @@ def run(name: str, options: Options) -> dict[str, Any]:
             key: {
                 "label": OPTIMIZERS[key].label,
                 "learning_rate": entries[key].learning_rate,
-                "edge": analysis.beyond(tunings[key]) is not None,
-                "tuning": {str(rate): loss for rate, loss in tunings[key].items()},
+                "edge": analysis.beyond(losses[key]) is not None,
+                "tuning": {
+                    str(rate): {
+                        "best": losses[key][rate],
+                        "steps": analysis.steps_to(tuned, task.target, goal),
+                    }
+                    for rate, tuned in tunings[key].items()
+                },
                 "temporary_bytes": trainers[key].temporary_bytes,
                 "state_bytes": trainers[key].state_bytes,
                 "curves": [curve[key] for curve in curves],
@@ -94,32 +103,37 @@ def tune(
     evaluate: Evaluate,
     points: int,
     bar: Any,
-) -> dict[float, float]:
-    """Best loss on the first seed by learning rate, in ascending order of the rates.
+) -> dict[float, Curves]:
+    """Curves on the first seed by learning rate, in ascending order of the rates.
 
     The same rule for every optimizer: the grid, and a step beyond while the best
     rate is at its edge, so that none is held back by where its grid was put.
     """
 
-    def loss_at(rate: float) -> float:
+    def train(rate: float) -> Curves:
         entries = {"": Entry(trainer, rate)}
-        curves = race(task, entries, evaluate, advance=bar.update)[""]
-        return analysis.best(curves, task.target)
+        return race(task, entries, evaluate, advance=bar.update)[""]
 
-    losses = {rate: loss_at(rate) for rate in optimizer.grid(points)}
+    tuning = {rate: train(rate) for rate in optimizer.grid(points)}
     for _ in range(EXTRA if points > 2 else 0):
-        rate = analysis.beyond(losses)
+        rate = analysis.beyond(losses_of(tuning, task))
         if rate is None:
             break
         bar.total += task.steps
-        losses[rate] = loss_at(rate)
-    return dict(sorted(losses.items()))
+        tuning[rate] = train(rate)
+    return dict(sorted(tuning.items()))
+
+
+def losses_of(tuning: dict[float, Curves], task: Task) -> dict[float, float]:
+    """The best loss at every learning rate."""
+    return {rate: analysis.best(curves, task.target) for rate, curves in tuning.items()}
 
 
 def load(name: str, quick: bool) -> Task:
     """Build a task; a quick one takes a few steps and proves only that it runs."""
     task = TASKS[name]()
-    return replace(task, steps=4, every=2, evaluated=64) if quick else task
+    small = {"steps": 4, "every": 2, "batch_size": 32, "evaluated": 32}
+    return replace(task, **small) if quick else task
 
 
 def describe(result: dict[str, Any]) -> str:
@@ -128,13 +142,15 @@ def describe(result: dict[str, Any]) -> str:
         f"\n{result['title']}: {result['steps']} steps, batch {result['batch_size']}, "
         f"{result['seeds']} seed(s)",
         f"Target: Adam's best {plots.LOSSES[result['target']]}",
+        "Tuning, learning rate: best loss (steps to the target)",
     ]
     for entry in result["optimizers"].values():
         tried = ", ".join(
-            f"{float(rate):g}: {report.number(loss)}"
-            for rate, loss in entry["tuning"].items()
+            f"{float(rate):g}: {report.number(tuned['best'])}"
+            f" ({report.number(tuned['steps'], '{:.0f}')})"
+            for rate, tuned in entry["tuning"].items()
         )
-        lines.append(f"  {entry['label']}, best loss by learning rate: {tried}")
+        lines.append(f"  {entry['label']}: {tried}")
     lines += ["", report.race_table(result)]
     if any(entry["edge"] for entry in result["optimizers"].values()):
         lines.append("* at the edge of its grid")

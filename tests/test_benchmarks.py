@@ -50,7 +50,8 @@ def test_main_job_reports_every_available_optimizer(tmp_path, capsys):
         assert result["title"] in printed
         for name in expected:
             assert f"| {OPTIMIZERS[name].label} " in printed
-            assert f"{OPTIMIZERS[name].label}, best loss by learning rate:" in printed
+            assert f"  {OPTIMIZERS[name].label}: " in printed
+    assert "learning rate: best loss (steps to the target)" in printed
     for column in ("train loss", "test loss", "accuracy", "step time / Adam"):
         assert column in printed
 
@@ -70,7 +71,11 @@ def test_race_json_has_every_curve_and_the_facts(tmp_path):
         assert np.all(np.diff(curves["seconds"]) > 0)
         assert set(curves) == {"step", "seconds", "train_loss", "test_loss"}
         assert all(len(values) == 3 for values in curves.values())
-    assert adam["learning_rate"] in map(float, adam["tuning"])
+    tuning = {float(rate): tuned for rate, tuned in adam["tuning"].items()}
+    best = tuning[adam["learning_rate"]]
+    assert best["best"] == min(tuned["best"] for tuned in tuning.values())
+    assert best["best"] == min(adam["curves"][0]["train_loss"])
+    assert best["steps"] in (0, 2, 4)
     assert adam["state_bytes"] > 0
     assert adam["temporary_bytes"] > 0
     assert result["summary"]["adam"]["seconds_ratio"] == 1.0
@@ -223,6 +228,13 @@ def test_first_reached():
     assert analysis.first_reached([math.nan, 2.0, 1.0], 2.0) == 1
 
 
+def test_steps_to_a_goal():
+    run = curves([8.0, 4.0, 2.0], [0, 1, 2])
+    assert analysis.steps_to(run, "train_loss", 4.0) == 10
+    assert analysis.steps_to(run, "test_loss", 4.0) == 20
+    assert analysis.steps_to(run, "train_loss", 1.0) is None
+
+
 def test_time_to_the_target():
     other = curves([8.0, 0.9, 0.8, 0.7, 0.6], [0, 1.5, 3, 4.5, 6])
     row = analysis.summarise(result_of(other), "muon")
@@ -293,8 +305,11 @@ def test_tuning_goes_on_beyond_an_edge(monkeypatch):
 
     bar, task = Bar(), races.load("factorisation", quick=True)
     unused = training.Trainer(None, None, 0, 0)  # pyright: ignore[reportArgumentType]
-    losses = races.tune(task, OPTIMIZERS["adam"], unused, lambda carry: {}, 3, bar)
-    assert list(losses) == [0.001, 0.01, 0.1, 1.0, 10.0]
+    tuning = races.tune(task, OPTIMIZERS["adam"], unused, lambda carry: {}, 3, bar)
+    assert list(tuning) == [0.001, 0.01, 0.1, 1.0, 10.0]
+    assert races.losses_of(tuning, task) == pytest.approx(
+        {0.001: 1000, 0.01: 100, 0.1: 10, 1.0: 1, 10.0: 0.1}
+    )
     assert bar.total == 2 * task.steps
 
 
