@@ -28,10 +28,10 @@ class Optimizer:
     centre: float  # the middle of its learning rates, on a logarithmic scale
     statistic: str | None = None  # of `linen.taps`; None: no taps
 
-    def grid(self, points: int) -> list[float]:
-        """Learning rates over a 100x range around the centre, two digits each."""
-        rates = self.centre * np.logspace(-1, 1, points)
-        return [float(f"{rate:.2g}") for rate in rates]
+
+def grid(centre: float, points: int) -> list[float]:
+    """Learning rates over a 100x range around the centre, two digits each."""
+    return [float(f"{rate:.2g}") for rate in centre * np.logspace(-1, 1, points)]
 
 
 def adam(schedule: optax.Schedule, taps: Any) -> optax.GradientTransformation:

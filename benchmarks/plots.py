@@ -43,7 +43,7 @@ def race_figure(result: dict[str, Any], path: Path) -> None:
 
 
 def sensitivity_figure(result: dict[str, Any], path: Path) -> None:
-    """Best loss of every learning rate; the rate is relative to the grid's centre."""
+    """Best loss of every learning rate; the rate is relative to the tuned one."""
     figure = Figure(figsize=(9, 6), layout="constrained")
     axis = figure.subplots()
     for name, entry in result["optimizers"].items():
@@ -55,8 +55,10 @@ def sensitivity_figure(result: dict[str, Any], path: Path) -> None:
             color=colour(name),
             label=share,
         )
+        limit = 1.1 * min(entry["losses"])
+        axis.axhline(limit, color=colour(name), linestyle=":", linewidth=1)
     _limit(axis, [loss for e in result["optimizers"].values() for loss in e["losses"]])
-    axis.set_xlabel("learning rate / centre of the optimizer's range")
+    axis.set_xlabel("learning rate / tuned learning rate")
     axis.set_ylabel(f"best {LOSSES[result['target']]}")
     axis.grid(alpha=0.3, which="both")
     axis.set_title(f"{result['title']}: sensitivity to the learning rate")

@@ -9,7 +9,7 @@ from typing import Any
 from tqdm import tqdm
 
 from benchmarks import analysis, plots, report
-from benchmarks.optimizers import OPTIMIZERS, Optimizer
+from benchmarks.optimizers import OPTIMIZERS, Optimizer, grid
 from benchmarks.options import Options
 from benchmarks.tasks import TASKS, Task
 from benchmarks.training import (
@@ -114,7 +114,7 @@ def tune(
         entries = {"": Entry(trainer, rate)}
         return race(task, entries, evaluate, advance=bar.update)[""]
 
-    tuning = {rate: train(rate) for rate in optimizer.grid(points)}
+    tuning = {rate: train(rate) for rate in grid(optimizer.centre, points)}
     for _ in range(EXTRA if points > 2 else 0):
         rate = analysis.beyond(losses_of(tuning, task))
         if rate is None:

@@ -1,4 +1,8 @@
-"""How much of a 100x range of learning rates is good enough?"""
+"""How much of a 100x range of learning rates is good enough?
+
+The range is centred on each optimizer's own tuned learning rate, so that the
+share tells how wide its good rates are, not where a grid was put.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +12,19 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from benchmarks import analysis, plots, report
-from benchmarks.optimizers import OPTIMIZERS
+from benchmarks import analysis, plots, races, report
+from benchmarks.optimizers import OPTIMIZERS, grid
 from benchmarks.options import Options
 from benchmarks.races import load
-from benchmarks.training import Entry, compile_evaluate, compile_trainer, race
+from benchmarks.tasks import Task
+from benchmarks.training import (
+    Entry,
+    Evaluate,
+    Trainer,
+    compile_evaluate,
+    compile_trainer,
+    race,
+)
 
 POINTS = 9
 
@@ -31,30 +43,23 @@ def main(options: Options) -> None:
 def run(name: str, options: Options) -> dict[str, Any]:
     """Train at every learning rate; losses are medians over the seeds."""
     task = load(name, options.quick)
-    points = 3 if options.quick else POINTS
+    tuned, points = (2, 3) if options.quick else (races.POINTS, POINTS)
     evaluate = compile_evaluate(task)
     entries: dict[str, dict[str, Any]] = {}
-    total = len(options.optimizers) * points * options.seeds * task.steps
+    total = len(options.optimizers) * (tuned + points * options.seeds) * task.steps
     with tqdm(total=total, desc=name, unit="step") as bar:
         for key in options.optimizers:
-            optimizer = OPTIMIZERS[key]
             bar.set_postfix_str(key)
+            optimizer = OPTIMIZERS[key]
             trainer = compile_trainer(task, optimizer)
-            rates = optimizer.grid(points)
-            losses: list[list[float]] = []
-            for rate in rates:
-                entry = {"": Entry(trainer, rate)}
-                curves = [
-                    race(task, entry, evaluate, seed, bar.update)[""]
-                    for seed in range(options.seeds)
-                ]
-                losses.append([analysis.best(curve, task.target) for curve in curves])
+            tuning = races.tune(task, optimizer, trainer, evaluate, tuned, bar)
+            centre = analysis.lowest(races.losses_of(tuning, task))
+            rates = grid(centre, points)
             entries[key] = {
                 "label": optimizer.label,
                 "rates": rates,
-                "relative_rates": [rate / optimizer.centre for rate in rates],
-                "losses": [float(np.median(values)) for values in losses],
-                "losses_by_seed": losses,
+                "relative_rates": [rate / centre for rate in rates],
+                **sweep(task, trainer, evaluate, rates, options.seeds, bar),
             }
     overall = min(loss for entry in entries.values() for loss in entry["losses"])
     for entry in entries.values():
@@ -70,6 +75,28 @@ def run(name: str, options: Options) -> dict[str, Any]:
         "points": points,
         "seeds": options.seeds,
         "optimizers": entries,
+    }
+
+
+def sweep(
+    task: Task,
+    trainer: Trainer,
+    evaluate: Evaluate,
+    rates: list[float],
+    seeds: int,
+    bar: Any,
+) -> dict[str, Any]:
+    """The best loss at every learning rate, for every seed and their median."""
+
+    def loss_at(rate: float, seed: int) -> float:
+        entry = {"": Entry(trainer, rate)}
+        curves = race(task, entry, evaluate, seed, bar.update)[""]
+        return analysis.best(curves, task.target)
+
+    losses = [[loss_at(rate, seed) for seed in range(seeds)] for rate in rates]
+    return {
+        "losses": [float(np.median(values)) for values in losses],
+        "losses_by_seed": losses,
     }
 
 
