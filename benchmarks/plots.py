@@ -57,7 +57,6 @@ def sensitivity_figure(result: dict[str, Any], path: Path) -> None:
         )
         limit = 1.1 * min(entry["losses"])
         axis.axhline(limit, color=colour(name), linestyle=":", linewidth=1)
-    _limit(axis, [loss for e in result["optimizers"].values() for loss in e["losses"]])
     axis.set_xlabel("learning rate / tuned learning rate")
     axis.set_ylabel(f"best {LOSSES[result['target']]}")
     axis.grid(alpha=0.3, which="both")
@@ -86,23 +85,20 @@ def step_time_figure(result: dict[str, Any], path: Path) -> None:
 
 
 def _curves(axis: Axes, result: dict[str, Any], over: str, key: str) -> None:
-    values = []
+    values: list[float] = []
     for name, entry in result["optimizers"].items():
         curves = entry["curves"][0]
         label = f"{entry['label']}, {entry['learning_rate']:g}"
         axis.semilogy(curves[over], curves[key], color=colour(name), label=label)
         values += curves[key]
-    _limit(axis, values)
+    _limit(axis, values, start=values[0])
     axis.grid(alpha=0.3, which="both")
 
 
-def _limit(axis: Axes, values: list[float]) -> None:
+def _limit(axis: Axes, values: list[float], start: float) -> None:
     """Keep a loss that ran away, or to nothing, from flattening the others."""
-    finite = sorted(value for value in values if 0 < value < float("inf"))
-    if finite:
-        middle = finite[len(finite) // 2]
-        low, high = max(finite[0], 1e-6 * middle), min(finite[-1], 1e4 * middle)
-        axis.set_ylim(low / 1.3, high * 1.3)
+    shown = [value for value in values if 1e-12 * start < value < 10 * start]
+    axis.set_ylim(min(shown) / 1.3, max(shown) * 1.3)
 
 
 def _save(figure: Figure, path: Path) -> None:

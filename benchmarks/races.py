@@ -74,15 +74,7 @@ def run(name: str, options: Options) -> dict[str, Any]:
         "optimizers": {
             key: {
                 "label": OPTIMIZERS[key].label,
-                "learning_rate": entries[key].learning_rate,
-                "edge": analysis.beyond(losses[key]) is not None,
-                "tuning": {
-                    str(rate): {
-                        "best": losses[key][rate],
-                        "steps": analysis.steps_to(tuned, task.target, goal),
-                    }
-                    for rate, tuned in tunings[key].items()
-                },
+                **tuning_record(tunings[key], task, goal),
                 "temporary_bytes": trainers[key].temporary_bytes,
                 "state_bytes": trainers[key].state_bytes,
                 "curves": [curve[key] for curve in curves],
@@ -94,6 +86,24 @@ def run(name: str, options: Options) -> dict[str, Any]:
         key: analysis.summarise(result, key) for key in options.optimizers
     }
     return result
+
+
+def tuning_record(
+    tuning: dict[float, Curves], task: Task, goal: float
+) -> dict[str, Any]:
+    """The rate that tuning chose, and what every rate it tried came to."""
+    losses = losses_of(tuning, task)
+    return {
+        "learning_rate": analysis.lowest(losses),
+        "edge": analysis.beyond(losses) is not None,
+        "tuning": {
+            str(rate): {
+                "best": losses[rate],
+                "steps": analysis.steps_to(curves, task.target, goal),
+            }
+            for rate, curves in tuning.items()
+        },
+    }
 
 
 def tune(

@@ -50,7 +50,7 @@ def race_table(result: dict[str, Any]) -> str:
                 number(row["seconds"], "{:.2f}"),
                 number(row["seconds_ratio"], "{:.2f}x"),
                 spread(row["step_time"], row["step_time_low"], row["step_time_high"]),
-                number(entry["temporary_bytes"] / memory, "{:.2f}x"),
+                ratio(entry["temporary_bytes"], memory),
             ]
         )
     header = "optimizer | learning rate | train loss | test loss | accuracy | steps | "
@@ -78,6 +78,11 @@ def number(value: float | None, form: str = "{:.4g}") -> str:
     if value is None or not math.isfinite(value):
         return "-"
     return form.format(value)
+
+
+def ratio(value: float, reference: float) -> str:
+    """A multiple of a reference, or a dash where the reference is nothing."""
+    return number(value / reference if reference else None, "{:.2f}x")
 
 
 def spread(middle: float | None, low: float | None, high: float | None) -> str:

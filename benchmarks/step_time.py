@@ -102,7 +102,6 @@ def describe(result: dict[str, Any]) -> str:
         low, middle, high = entry["ratio_quartiles"]
         per_step = 1e3 * float(np.median(entry["block_seconds"])) / result["block"]
         temporary = entry["temporary_bytes"]
-        ratio = temporary / baseline["temporary_bytes"]
         rows.append(
             [
                 entry["label"],
@@ -110,7 +109,7 @@ def describe(result: dict[str, Any]) -> str:
                 f"{per_step:.2f}",
                 report.spread(middle, low, high),
                 f"{temporary / 2**20:.1f}",
-                f"{ratio:.2f}",
+                report.ratio(temporary, baseline["temporary_bytes"]),
                 f"{entry['state_bytes'] / 2**20:.2f}",
             ]
         )

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from matplotlib.figure import Figure
 
 from benchmarks import analysis, options, plots, races, report, training
 from benchmarks.__main__ import OPTIMIZERS as OPTIMIZERS_OF
@@ -323,6 +324,8 @@ def test_numbers_and_dashes():
     assert report.number(0.123456) == "0.1235"
     assert report.number(0.5, "{:.2f}x") == "0.50x"
     assert [report.number(x) for x in (None, math.nan, math.inf)] == ["-", "-", "-"]
+    assert report.ratio(3, 2) == "1.50x"
+    assert report.ratio(3, 0) == "-"
     assert report.spread(1.0, 0.5, 2.0) == "1.00 [0.50, 2.00]"
 
 
@@ -343,6 +346,15 @@ def test_json_is_strict(tmp_path):
     content = (tmp_path / "deep" / "x.json").read_text()
     assert json.loads(content)["losses"] == [1.0, None, None]
     assert set(json.loads(content)["facts"]["versions"]) == {"python", *report.PACKAGES}
+
+
+def test_a_runaway_curve_does_not_flatten_the_figure():
+    figure = Figure()
+    axis = figure.subplots()
+    axis.semilogy()
+    losses = [8.0, 1e30, math.nan, math.inf, 0.0, 0.5]
+    plots._limit(axis, losses, start=8.0)
+    assert axis.get_ylim() == pytest.approx((0.5 / 1.3, 8 * 1.3))
 
 
 def test_every_optimizer_has_its_own_colour():
