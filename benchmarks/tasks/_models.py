@@ -1,0 +1,96 @@
+"""The models: plain Flax Linen, nothing in them knows about the optimizer."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+class MLP(nn.Module):
+    """Dense layers with tanh between them; the last one is linear."""
+
+    features: tuple[int, ...]
+    use_bias: bool = True
+    linear: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        del train
+        for width in self.features[:-1]:
+            x = nn.Dense(width, use_bias=self.use_bias)(x)
+            x = x if self.linear else nn.tanh(x)
+        return nn.Dense(self.features[-1], use_bias=self.use_bias)(x)
+
+
+class CNN(nn.Module):
+    """Two 3x3 convolutions with pooling, one dense layer, ten classes."""
+
+    batch_norm: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        def norm(x: jax.Array) -> jax.Array:
+            if not self.batch_norm:
+                return x
+            return nn.BatchNorm(use_running_average=not train, momentum=0.9)(x)
+
+        for channels in (16, 32):
+            x = nn.relu(norm(nn.Conv(channels, (3, 3))(x)))
+            x = nn.avg_pool(x, (2, 2), strides=(2, 2))
+        x = x.reshape(x.shape[0], -1)
+        x = nn.relu(norm(nn.Dense(128)(x)))
+        return nn.Dense(10)(x)
+
+
+class Attention(nn.Module):
+    """Causal multi-head self-attention with separate query, key and value layers."""
+
+    heads: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        batch, length, width = x.shape
+        split = (batch, length, self.heads, width // self.heads)
+        query, key, value = (
+            nn.Dense(width, name=name)(x).reshape(split)
+            for name in ("query", "key", "value")
+        )
+        mixed = jax.nn.dot_product_attention(query, key, value, is_causal=True)
+        return nn.Dense(width, name="out")(mixed.reshape(x.shape))
+
+
+class Transformer(nn.Module):
+    """Decoder-only transformer with LayerNorm before each branch."""
+
+    vocabulary: int
+    width: int
+    blocks: int
+    heads: int = 4
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array, train: bool = False) -> jax.Array:
+        del train
+        x = nn.Embed(self.vocabulary, self.width)(tokens)
+        positions = jnp.arange(tokens.shape[-1])[None]
+        x = x + nn.Embed(tokens.shape[-1], self.width, name="Position")(positions)
+        for _ in range(self.blocks):
+            x = x + Attention(self.heads)(nn.LayerNorm()(x))
+            hidden = nn.gelu(nn.Dense(4 * self.width)(nn.LayerNorm()(x)))
+            x = x + nn.Dense(self.width)(hidden)
+        return nn.Dense(self.vocabulary)(nn.LayerNorm()(x))
+
+
+class GRU(nn.Module):
+    """Embedding, one gated recurrent layer over time, linear read-out."""
+
+    vocabulary: int
+    embedding: int
+    width: int
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array, train: bool = False) -> jax.Array:
+        del train
+        x = nn.Embed(self.vocabulary, self.embedding)(tokens)
+        x = nn.RNN(nn.GRUCell(self.width))(x)
+        return nn.Dense(self.vocabulary)(x)

@@ -1,0 +1,86 @@
+"""What a task is: a model, its data, its loss, and how long to train it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+Data = dict[str, jax.Array]
+Loss = Callable[[Any, Any, Data], tuple[jax.Array, Any]]
+Metrics = Callable[[Any, Any, Data], dict[str, jax.Array]]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A training problem, the same for every optimizer.
+
+    `loss(params, state, batch)` returns the loss and the new `state`: every
+    variable collection but `params`, such as the running averages of BatchNorm;
+    an empty dict for most models. `metrics(params, state, data)` evaluates.
+    """
+
+    name: str
+    title: str
+    model: nn.Module
+    train: Data
+    test: Data
+    loss: Loss
+    metrics: Metrics
+    batch_size: int
+    steps: int
+    every: int = 10  # steps between two evaluations: a whole number of refreshes
+    target: str = "train_loss"  # the curve on which the optimizers race
+    evaluated: int = 2000  # samples of each split that an evaluation reads, at most
+    init_kwargs: dict[str, Any] = field(default_factory=lambda: {"train": True})
+
+    def batch_like(self) -> Data:
+        """The first samples: a batch of the right shapes."""
+        return {key: value[: self.batch_size] for key, value in self.train.items()}
+
+
+def supervised(
+    model: nn.Module,
+    criterion: Callable[[jax.Array, jax.Array], jax.Array],
+    accuracy: bool = False,
+) -> tuple[Loss, Metrics]:
+    """Loss and metrics of a model called as `model(x, train)` against targets `y`."""
+
+    def loss(params: Any, state: Any, batch: Data) -> tuple[jax.Array, Any]:
+        outputs, state = model.apply(
+            {"params": params, **state}, batch["x"], train=True, mutable=list(state)
+        )
+        return criterion(outputs, batch["y"]), state
+
+    def metrics(params: Any, state: Any, data: Data) -> dict[str, jax.Array]:
+        outputs = model.apply({"params": params, **state}, data["x"], train=False)
+        assert isinstance(outputs, jax.Array)
+        result = {"loss": criterion(outputs, data["y"])}
+        if accuracy:
+            result["accuracy"] = jnp.mean(
+                (jnp.argmax(outputs, axis=-1) == data["y"]).astype(outputs.dtype)
+            )
+        return result
+
+    return loss, metrics
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Softmax cross-entropy with integer labels, mean over every leading axis."""
+    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
+
+
+def squared_error(outputs: jax.Array, targets: jax.Array) -> jax.Array:
+    """Squared error, summed over the last axis, mean over the samples."""
+    return jnp.mean(jnp.sum((outputs - targets) ** 2, axis=-1))
+
+
+def on_device(**arrays: np.ndarray) -> Data:
+    """Move the data to the device, once."""
+    return {key: jnp.asarray(value) for key, value in arrays.items()}

@@ -1,0 +1,138 @@
+"""Dense networks: classifiers, deep autoencoders, a linear factorisation."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+
+from benchmarks.tasks._digits import Split, digits, shifted
+from benchmarks.tasks._models import MLP
+from benchmarks.tasks._task import (
+    Task,
+    cross_entropy,
+    on_device,
+    squared_error,
+    supervised,
+)
+
+
+def digits_classifier() -> Task:
+    """Tanh MLP 100-256-10 on digits at random places of a 10x10 canvas.
+
+    Without the shifts every optimizer separates the digits, and the training
+    loss runs to zero: no target to race to.
+    """
+    train, test = digits()
+    train = shifted(train, size=10, copies=4, seed=1, shift=1)
+    test = shifted(test, size=10, copies=4, seed=2, shift=1)
+    return _classifier(
+        "digits_classifier", MLP((256, 10)), train, test, batch_size=256, steps=300
+    )
+
+
+def digits_autoencoder() -> Task:
+    """Tanh autoencoder 64-128-64-16-64-128-64 on 8x8 digits, squared error."""
+    train, test = digits()
+    model = MLP((128, 64, 16, 64, 128, 64))
+    return _autoencoder(
+        "digits_autoencoder", model, train, test, batch_size=256, steps=600
+    )
+
+
+def mlp_784() -> Task:
+    """Tanh MLP 784-800-10, batch 1000, digits enlarged to look like MNIST."""
+    train, test = _mnist_like()
+    return _classifier(
+        "mlp_784", MLP((800, 10)), train, test, batch_size=1000, steps=200
+    )
+
+
+def autoencoder_784() -> Task:
+    """Tanh autoencoder 784-256-64-16-64-256-784, batch 500, same images."""
+    train, test = _mnist_like()
+    model = MLP((256, 64, 16, 64, 256, 784))
+    return _autoencoder(
+        "autoencoder_784", model, train, test, batch_size=500, steps=320
+    )
+
+
+def factorisation() -> Task:
+    """Two linear layers must learn a matrix of condition number 1e5.
+
+    The problem of Rahimi and Recht, "An Addendum to Alchemy" (2017), wider: the
+    targets are `A x` with Gaussian `x`, noise-free, and every step sees all data.
+    """
+    rng = np.random.default_rng(0)
+    left, right = (np.linalg.qr(rng.normal(size=(32, 32)))[0] for _ in range(2))
+    matrix = left * np.logspace(0, -5, 32) @ right
+    x = rng.normal(size=(1200, 32))
+    x, y = x.astype(np.float32), (x @ matrix).astype(np.float32)
+    model = MLP((32, 32), use_bias=False, linear=True)
+    loss, metrics = supervised(model, squared_error)
+    return Task(
+        name="factorisation",
+        title="Matrix factorisation, condition number 1e5",
+        model=model,
+        train=on_device(x=x[:1000], y=y[:1000]),
+        test=on_device(x=x[1000:], y=y[1000:]),
+        loss=loss,
+        metrics=metrics,
+        batch_size=1000,
+        steps=600,
+    )
+
+
+def _classifier(
+    name: str, model: MLP, train: Split, test: Split, batch_size: int, steps: int
+) -> Task:
+    loss, metrics = supervised(model, cross_entropy, accuracy=True)
+    return Task(
+        name=name,
+        title=f"Classifier {_widths(train, model)}",
+        model=model,
+        train=on_device(x=_flat(train[0]), y=train[1]),
+        test=on_device(x=_flat(test[0]), y=test[1]),
+        loss=loss,
+        metrics=metrics,
+        batch_size=batch_size,
+        steps=steps,
+        evaluated=len(train[0]),
+    )
+
+
+def _autoencoder(
+    name: str, model: MLP, train: Split, test: Split, batch_size: int, steps: int
+) -> Task:
+    loss, metrics = supervised(model, squared_error)
+
+    def data(images: np.ndarray) -> dict[str, jax.Array]:
+        return on_device(x=_flat(images), y=_flat(images))
+
+    return Task(
+        name=name,
+        title=f"Autoencoder {_widths(train, model)}",
+        model=model,
+        train=data(train[0]),
+        test=data(test[0]),
+        loss=loss,
+        metrics=metrics,
+        batch_size=batch_size,
+        steps=steps,
+        evaluated=len(train[0]),
+    )
+
+
+def _mnist_like() -> tuple[Split, Split]:
+    train, test = digits()
+    return (
+        shifted(train, size=28, copies=3, seed=1, shift=4),
+        shifted(test, size=28, copies=3, seed=2, shift=4),
+    )
+
+
+def _flat(images: np.ndarray) -> np.ndarray:
+    return images.reshape(len(images), -1)
+
+
+def _widths(split: Split, model: MLP) -> str:
+    return "-".join(map(str, (split[0][0].size, *model.features)))
