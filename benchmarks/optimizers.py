@@ -41,16 +41,16 @@ def adam(schedule: optax.Schedule, taps: Any) -> optax.GradientTransformation:
 
 
 def muon(schedule: optax.Schedule, taps: Any) -> optax.GradientTransformation:
-    """Muon on kernels, its own Adam at a tenth of the rate on all other parameters.
+    """Muon on kernels, its own Adam on biases, norms and embeddings.
 
-    Of three settings tried on four tasks (one rate for both, with and without
-    `consistent_rms=0.2`, and this one) this was the best or close to it.
+    `consistent_rms` gives both updates the same scale, so that one learning rate
+    serves. Without it and with a tenth of the rate for Adam, the transformer ended
+    worse (2.17 against 2.09), the recurrent network equal, the digits autoencoder
+    slightly better (0.17 against 0.18).
     """
     del taps
     return contrib.muon(
-        schedule,
-        adam_learning_rate=lambda count: 0.1 * schedule(count),
-        muon_weight_dimension_numbers=_kernel_axes,
+        schedule, muon_weight_dimension_numbers=_kernel_axes, consistent_rms=0.2
     )
 
 
@@ -76,7 +76,7 @@ def whiten_cholesky(schedule: optax.Schedule, taps: Any):
 
 OPTIMIZERS: dict[str, Optimizer] = {
     "adam": Optimizer("Adam", adam, 1e-2),
-    "muon": Optimizer("Muon", muon, 3e-2),
+    "muon": Optimizer("Muon", muon, 1e-2),
     "lnb_ic": Optimizer(
         "LNB, incomplete Cholesky", lnb_incomplete_cholesky, 0.3, "moments"
     ),
