@@ -32,6 +32,14 @@ def lowest(losses: dict[float, float]) -> float:
     return min(losses, key=losses.__getitem__)
 
 
+def fastest(losses: dict[float, float], steps: dict[float, float | None]) -> float:
+    """The learning rate that reaches the target first; of equals, the lower loss.
+
+    The rate of the lowest loss where none reaches it.
+    """
+    return min(losses, key=lambda rate: (steps[rate] or math.inf, losses[rate]))
+
+
 def beyond(losses: dict[float, float]) -> float | None:
     """The next learning rate past the edge where the best one lies, else None.
 

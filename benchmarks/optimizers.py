@@ -6,7 +6,6 @@ an optimizer that taps nothing) and returns an Optax transformation.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +15,7 @@ import numpy as np
 import optax
 from optax import contrib
 
-lbo: Any = importlib.import_module("linboost_optax")
+import linboost_optax as lbo
 
 
 @dataclass(frozen=True)
@@ -101,13 +100,3 @@ def _kernel_axes(params: optax.Params) -> Any:
         return contrib.MuonDimensionNumbers(tuple(range(leaf.ndim - 1)), leaf.ndim - 1)
 
     return jax.tree_util.tree_map_with_path(axes, params)
-
-
-def available() -> list[str]:
-    """The optimizers that the installed library can build."""
-    needs = {"lnb": ("lnb", "ConjugateGradient"), "whiten": ("whiten", "Cholesky")}
-    return [
-        name
-        for name in OPTIMIZERS
-        if all(hasattr(lbo, need) for need in needs.get(name.split("_")[0], ()))
-    ]

@@ -42,6 +42,7 @@ def race_table(result: dict[str, Any]) -> str:
             [
                 entry["label"],
                 number(entry["learning_rate"]) + ("*" if entry["edge"] else ""),
+                number(entry["lowest"]),
                 number(row["train_loss"]),
                 number(row["test_loss"]),
                 number(row["test_accuracy"]),
@@ -53,7 +54,7 @@ def race_table(result: dict[str, Any]) -> str:
                 ratio(entry["temporary_bytes"], memory),
             ]
         )
-    header = "optimizer | learning rate | train loss | test loss | accuracy | steps | "
+    header = "optimizer | learning rate | lowest loss | train loss | test loss | accuracy | steps | "
     header += "/ Adam | seconds | / Adam | step time / Adam | memory / Adam"
     return table(header.split(" | "), rows)
 

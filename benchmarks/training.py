@@ -7,7 +7,6 @@ inside a loop ten times slower on a CPU, and a dispatch costs microseconds.
 
 from __future__ import annotations
 
-import importlib
 import math
 import time
 from collections.abc import Callable
@@ -20,6 +19,7 @@ import optax
 
 from benchmarks.optimizers import Optimizer
 from benchmarks.tasks import Task
+from linboost_optax import linen
 
 
 class Carry(NamedTuple):
@@ -186,7 +186,7 @@ def _taps(task: Task, optimizer: Optimizer, batch: Any) -> Any:
     if optimizer.statistic is None:
         return None
 
-    return _linen().taps(
+    return linen.taps(
         task.model, batch["x"], statistic=optimizer.statistic, **task.init_kwargs
     )
 
@@ -197,15 +197,10 @@ def _value_and_grad(task: Task, optimizer: Optimizer, taps: Any) -> Callable[...
         plain = jax.value_and_grad(task.loss, has_aux=True)
         return lambda *args: (*plain(*args), {})
 
-    tapped = _linen().value_and_grad(task.loss, taps, has_aux=True)
+    tapped = linen.value_and_grad(task.loss, taps, has_aux=True)
 
     def value_and_grad(*args: Any) -> Any:
         value, grads, stats = tapped(*args)
         return value, grads, {"stats": stats}
 
     return value_and_grad
-
-
-def _linen() -> Any:
-    """The adapter, imported by those who tap."""
-    return importlib.import_module("linboost_optax.linen")

@@ -14,7 +14,7 @@ from benchmarks import analysis, options, plots, races, report, training
 from benchmarks.__main__ import OPTIMIZERS as OPTIMIZERS_OF
 from benchmarks.__main__ import TASKS as TASKS_OF
 from benchmarks.__main__ import main
-from benchmarks.optimizers import OPTIMIZERS, Optimizer, _kernel_axes, available, grid
+from benchmarks.optimizers import OPTIMIZERS, Optimizer, _kernel_axes, grid
 from benchmarks.tasks import TASKS, _digits, text
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -43,7 +43,7 @@ def run(job, folder, *arguments):
 def test_main_job_reports_every_available_optimizer(tmp_path, capsys):
     main(["--quick", "--out", str(tmp_path), "--tasks", "digits_classifier"])
     printed = capsys.readouterr().out
-    expected = [name for name in OPTIMIZERS_OF["main"] if name in available()]
+    expected = list(OPTIMIZERS_OF["main"])
     result = read(tmp_path, "main-digits_classifier")
     assert list(result["optimizers"]) == expected
     assert list(result["summary"]) == expected
@@ -173,12 +173,11 @@ def test_bad_options_are_refused(arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_an_optimizer_the_library_lacks_is_refused(monkeypatch, capsys):
-    monkeypatch.setattr(options, "available", lambda: ["adam"])
-    with pytest.raises(SystemExit):
-        options.parse("main", ["--optimizers", "muon"], [], [])
-    assert "not in this version of linboost_optax: muon" in capsys.readouterr().err
-    assert options.parse("main", [], [], ["adam", "muon"]).optimizers == ("adam",)
+def test_the_rate_that_races_is_the_first_at_the_target():
+    losses = {0.1: 1.0, 0.2: 0.5, 0.3: 0.7}
+    assert analysis.fastest(losses, {0.1: 30.0, 0.2: 50.0, 0.3: None}) == 0.1
+    assert analysis.fastest(losses, {0.1: 50.0, 0.2: 50.0, 0.3: None}) == 0.2
+    assert analysis.fastest(losses, dict.fromkeys(losses)) == 0.2
 
 
 def test_the_jobs_name_tasks_and_optimizers_that_exist():
@@ -212,6 +211,7 @@ def result_of(*others):
             name: {
                 "label": OPTIMIZERS[name].label,
                 "learning_rate": 0.1,
+                "lowest": 0.25,
                 "edge": False,
                 "temporary_bytes": 100,
                 "curves": [run],
