@@ -54,8 +54,8 @@ def race_table(result: dict[str, Any]) -> str:
                 ratio(entry["temporary_bytes"], memory),
             ]
         )
-    header = "optimizer | learning rate | lowest loss | train loss | test loss | accuracy | steps | "
-    header += "/ Adam | seconds | / Adam | step time / Adam | memory / Adam"
+    header = "optimizer | learning rate | lowest loss | train loss | test loss | "
+    header += "accuracy | steps | / Adam | seconds | / Adam | step time / Adam | memory / Adam"
     return table(header.split(" | "), rows)
 
 
