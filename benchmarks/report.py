@@ -55,7 +55,8 @@ def race_table(result: dict[str, Any]) -> str:
             ]
         )
     header = "optimizer | learning rate | lowest loss | train loss | test loss | "
-    header += "accuracy | steps | / Adam | seconds | / Adam | step time / Adam | memory / Adam"
+    header += "accuracy | steps | / Adam | seconds | / Adam | "
+    header += "step time / Adam | memory / Adam"
     return table(header.split(" | "), rows)
 
 
