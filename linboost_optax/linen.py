@@ -174,7 +174,7 @@ def value_and_grad(
         function = jax.value_and_grad(tapped, argnums=(0, 1), has_aux=has_aux)
         try:
             value, (grads, stats) = function(params, taps.zeros())
-        except TypeError as error:
+        except (TypeError, NotImplementedError) as error:
             _linen_connections.explain_forward_mode(error)
             raise
         if not allow_unconnected:
