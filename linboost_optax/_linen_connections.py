@@ -67,7 +67,7 @@ class Connections:
 
     def __init__(self, taps: Taps):
         self.unseen = {layer.key: layer for layer in taps.layers}
-        self.without_gradient: set[str] = set()
+        self.reached: set[str] = set()
 
     def __call__(self, next_fun, args, kwargs, context):
         y, leaf = next_fun(*args, **kwargs), _leaf_of(context)
@@ -89,9 +89,10 @@ class Connections:
             return jax.tree.map(lambda leaf: leaf.value, t, is_leaf=_has_value), None
 
         def backward(_, cotangent):
+            # JAX skips this function where it knows every cotangent to be zero.
             leaves = jax.tree.leaves(cotangent, is_leaf=_is_symbolic)
-            if all(_is_symbolic(leaf) for leaf in leaves):
-                self.without_gradient.add(key)
+            if not all(_is_symbolic(leaf) for leaf in leaves):
+                self.reached.add(key)
             return (jax.tree.map(_instantiate, cotangent, is_leaf=_is_symbolic),)
 
         identity.defvjp(forward, backward, symbolic_zeros=True)
@@ -101,7 +102,7 @@ class Connections:
         """Raises if a tapped layer never reached the loss."""
         # A layer inside a function that JAX had traced before is not intercepted
         # again, but its cotangent is there: both signs must be missing.
-        missing = sorted(set(self.unseen) & self.without_gradient)
+        missing = sorted(set(self.unseen) - self.reached)
         if missing:
             raise ValueError(
                 f"layer '{missing[0]}' has a tap but did not reach the loss"

@@ -80,9 +80,10 @@ def _tuple(value) -> tuple[int, ...]:
 
 
 def _dense_general(module: nn.DenseGeneral, x: jax.Array) -> Dense:
-    axis = _layers.normalize_axes(_tuple(module.axis), x.ndim)
+    # Flax sorts the axes: the kernel's follow the input's order, not the user's.
+    axis = tuple(sorted(_layers.normalize_axes(_tuple(module.axis), x.ndim)))
     return Dense(
-        batch=tuple(x.shape[a] for a in _tuple(module.batch_dims)),
+        batch=x.shape[: len(_tuple(module.batch_dims))],
         inputs=tuple(x.shape[a] for a in axis),
         outputs=_tuple(module.features),
         axis=axis,

@@ -81,7 +81,7 @@ def batched_ones(like: chex.Array, dtype: jnp.dtype) -> chex.Array:
 
 
 def moments(samples: chex.Array, dtype: jnp.dtype) -> Moments:
-    """Returns the moments of ``[sample, group, channel]`` values, summed in ``dtype``."""
+    """Returns the moments of ``[sample, group, channel]`` values, as ``dtype``."""
     x = samples.astype(dtype)
     count = jnp.sum(batched_ones(x[:, 0, :1], dtype), axis=0)
     return Moments(count, jnp.sum(x, axis=0), jnp.sum(jnp.square(x), axis=0))

@@ -109,7 +109,7 @@ def check(taps, loss_fn, params, *args, has_aux=False, **options):
     function = linen.value_and_grad(loss_fn, taps, has_aux, **options)
     want_value, want_grads = plain(params, *args)
     log = inputs_seen(loss_fn, params, *args)
-    bare = params["params"] if "params" in params else params
+    bare = params.get("params", params)
     value, grads, stats = jax.jit(function)(params, *args)
     same_tree(value, want_value)
     same_tree(grads, want_grads)
