@@ -169,7 +169,7 @@ def refuse_shared(taps: Taps, function: Callable[..., Any], *args: Any) -> None:
 def explain_forward_mode(error: Exception) -> None:
     """Raises what to do if ``error`` is JAX's refusal to push forward through a tap."""
     message = str(error)
-    if "custom_lin" in message or "forward-mode differentiation" in message:
+    if "custom_lin" in message or "forward-mode" in message:
         raise TypeError(
             "`loss_fn` differentiates the network in forward mode (jax.jvp, "
             "jax.jacfwd, jax.hessian or jax.linearize), which taps do not support: "
