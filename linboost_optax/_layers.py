@@ -290,11 +290,11 @@ def measure(layer: Layer, x: chex.Array) -> Statistic:
     geometry, dtype = layer.geometry, jnp.dtype(layer.dtype)
     if isinstance(geometry, Embed):
         return _statistics.token_moments(x, geometry.vocabulary, dtype)
-    x = x.astype(dtype) if dtype == jnp.float64 else x
     if layer.statistic == "moments":
-        return _statistics.moments(geometry.samples(x))
+        return _statistics.moments(geometry.samples(x), dtype)
     if layer.statistic == "gram":
-        return _statistics.gram(_subsample(geometry.design(x), layer.max_samples))
+        design = _subsample(geometry.design(x), layer.max_samples)
+        return _statistics.gram(design, dtype)
     first = x.reshape(-1)[:1].astype(dtype)
     return Inputs(x.astype(dtype), _statistics.batched_ones(first, dtype))
 

@@ -80,9 +80,8 @@ def batched_ones(like: chex.Array, dtype: jnp.dtype) -> chex.Array:
     return jnp.where(like == like, one, one)
 
 
-def moments(samples: chex.Array) -> Moments:
-    """Returns the moments of ``[sample, group, channel]`` values."""
-    dtype = accumulation_dtype(samples.dtype)
+def moments(samples: chex.Array, dtype: jnp.dtype) -> Moments:
+    """Returns the moments of ``[sample, group, channel]`` values, as ``dtype``."""
     x = samples.astype(dtype)
     count = jnp.sum(batched_ones(x[:, 0, :1], dtype), axis=0)
     return Moments(count, jnp.sum(x, axis=0), jnp.sum(jnp.square(x), axis=0))
@@ -96,9 +95,14 @@ def token_moments(tokens: chex.Array, vocabulary: int, dtype: jnp.dtype) -> Mome
     return Moments(jnp.sum(ones, keepdims=True), counts, counts)
 
 
-def gram(design: chex.Array) -> Gram:
-    """Returns the Gram matrix of a ``[group, sample, feature]`` design matrix."""
-    dtype = accumulation_dtype(design.dtype)
+def gram(design: chex.Array, dtype: jnp.dtype) -> Gram:
+    """Returns the Gram matrix of a ``[group, sample, feature]`` design matrix.
+
+    Narrow floats stay narrow in the product, whose sum runs in ``dtype``.
+    """
+    kind = design.dtype
+    if not jnp.issubdtype(kind, jnp.floating) or kind.itemsize > dtype.itemsize:
+        design = design.astype(dtype)
     count = jnp.sum(batched_ones(design[0, :, :1], dtype), axis=0)
     outer = jnp.einsum("gnd,gne->gde", design, design, preferred_element_type=dtype)
     return Gram(count, jnp.sum(design.astype(dtype), axis=1), outer)

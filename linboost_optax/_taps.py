@@ -47,7 +47,19 @@ def emit(layer: Layer, y: chex.Array, x: chex.Array, t: Statistic) -> chex.Array
     Returns:
       ``y``, unchanged.
     """
-    return _emit(layer, y, jax.lax.stop_gradient(x), t)
+    return _emit(layer, y, jax.lax.stop_gradient(x), _vary_like(x, t))
+
+
+def _vary_like(x: chex.Array, t: Statistic) -> Statistic:
+    """Returns ``t``, its statistics summed over devices where ``x`` is sharded by hand.
+
+    Inside ``jax.shard_map`` inputs differ from device to device and ``t`` does not. A
+    select on ``x`` says so to JAX, and its transpose is the sum, as for the weights.
+    """
+    if x.size == 0 or not jax.sharding.get_abstract_mesh().manual_axes:
+        return t
+    one = x.reshape(-1)[0]
+    return jax.tree.map(lambda leaf: jnp.where(one == one, leaf, leaf), t)
 
 
 def tap(x: chex.Array, t: Statistic) -> chex.Array:

@@ -1,0 +1,317 @@
+"""``linen.taps``: what is found, what is refused, and what the table says."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import pytest
+from oracle import check, initial, normal
+
+from linboost_optax import linen
+
+X = normal(0, 5, 3)
+
+
+class Kinds(nn.Module):
+    """Layers that are not tapped, and why."""
+
+    @nn.compact
+    def __call__(self, image, tokens, train: bool):
+        mask = jnp.ones((3, 3, 2, 4))
+        x = nn.Conv(4, (3, 3), mask=mask, name="masked")(image)
+        x = nn.ConvTranspose(4, (3, 3), name="transposed")(x)
+        x = nn.LayerNorm(name="norm", use_bias=False)(x) if train else x
+        x = nn.WeightNorm(nn.Dense(3, name="normed"), name="weight_norm")(x)
+        x = nn.Einsum((3, 2), "...d,de->...e", use_bias=False, name="einsum")(x)
+        embed = nn.Embed(7, 2, name="tied")
+        x = nn.Dense(2, use_bias=False, name="dense")(x) + embed(tokens)[:, None, None]
+        return embed.attend(x)
+
+
+def test_plain_layers_have_reasons():
+    args = (normal(0, 2, 5, 5, 2), jnp.array([1, 2]))
+    with jax.numpy_rank_promotion(
+        "allow"
+    ):  # Flax's ConvTranspose and LayerNorm need it
+        taps = linen.taps(Kinds(), *args, True)
+        assert linen.taps(Kinds(), *args, train=True) == taps
+    assert [layer.key for layer in taps.layers] == ["dense"]
+    reasons = {p.path: p.reason for p in taps.plain}
+    other = "not a tapped kind of layer"
+    assert reasons["masked/kernel"] == "masked kernel"
+    assert reasons["transposed/kernel"] == other
+    assert reasons["norm/scale"] == other
+    assert reasons["einsum/kernel"] == other
+    assert reasons["normed/kernel"] == "nn.map_variables transforms its kernel"
+    assert reasons["tied/embedding"] == "Embed.attend uses its transpose"
+
+
+def test_map_variables_function():
+    class Model(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            double = lambda tree: jax.tree.map(lambda p: 2 * p, tree)  # noqa: E731
+            layer = nn.map_variables(nn.Dense, "params", double, init=True)
+            return nn.Dense(2, name="after")(layer(3, name="mapped")(x))
+
+    taps = linen.taps(Model(), X)
+    assert [layer.key for layer in taps.layers] == ["after"]
+    assert {p.reason for p in taps.plain} == {"nn.map_variables transforms its kernel"}
+
+
+class Scaled(nn.Dense):
+    """A subclass that hands the linear map another input."""
+
+    @nn.compact
+    def __call__(self, inputs):
+        return super().__call__(inputs=3 * inputs)
+
+
+class Own(nn.Dense):
+    """A subclass with a linear map of its own."""
+
+    @nn.compact
+    def __call__(self, inputs):
+        kernel = self.param("kernel", self.kernel_init, (3, self.features))
+        return inputs @ jnp.tanh(kernel)
+
+
+def square(model):
+    return lambda p, *a: jnp.sum(jnp.square(model.apply({"params": p}, *a)))
+
+
+def test_subclass_that_calls_its_parent():
+    model, params = Scaled(2), initial(Scaled(2), X)["params"]
+    function = linen.value_and_grad(square(model), linen.taps(model, X))
+    _, grads, stats = function(params, X)
+    assert stats[""].count.tolist() == [5]
+    assert jnp.allclose(stats[""].sum[0], 3 * X.sum(0), atol=1e-5)
+    want = jax.grad(square(model))(params, X)
+    assert jnp.allclose(grads["kernel"], want["kernel"], atol=1e-5)
+
+
+def test_subclass_with_a_call_of_its_own_is_plain():
+    model = nn.Sequential([Own(4), nn.Dense(2)])
+    taps = linen.taps(model, X)
+    assert [layer.key for layer in taps.layers] == ["layers_1"]
+    assert [p.path for p in taps.plain] == ["layers_0/kernel"]
+
+
+def test_attention():
+    model, x = nn.MultiHeadDotProductAttention(num_heads=2), normal(0, 3, 5, 4)
+    params = initial(model, x)["params"]
+    taps = linen.taps(model, x)
+    assert [layer.key for layer in taps.layers] == ["key", "out", "query", "value"]
+    check(taps, square(model), params, x)
+
+
+def test_convolutional_network():
+    model = nn.Sequential([nn.Conv(4, (3, 3), strides=2), nn.relu, nn.Conv(6, (2, 2))])
+    x = normal(0, 2, 6, 6, 3)
+    taps = linen.taps(model, x, statistic="moments")
+    check(taps, square(model), initial(model, x)["params"], x)
+
+
+def test_embedding():
+    model = nn.Sequential([nn.Embed(7, 3), nn.Dense(2)])
+    tokens = jnp.array([[1, 1, 6], [0, 1, 2]])
+    taps = linen.taps(model, tokens)
+    check(taps, square(model), initial(model, tokens)["params"], tokens)
+
+
+def test_inputs_by_keyword_and_shapes_alone():
+    class Model(nn.Module):
+        @nn.compact
+        def __call__(self, x, *, scale):
+            return nn.Dense(2)(inputs=scale * x)
+
+    shapes = linen.taps(Model(), jax.ShapeDtypeStruct((5, 3), jnp.float32), scale=2.0)
+    assert shapes == linen.taps(Model(), X, scale=2.0)
+    model = Model()
+    loss = lambda p, x: jnp.sum(model.apply({"params": p}, x, scale=2.0))  # noqa: E731
+    params = model.init(jax.random.key(0), X, scale=2.0)["params"]
+    check(shapes, loss, params, X)
+
+
+class TransformerBlock(nn.Module):
+    @nn.compact
+    def __call__(self, x, _=None):
+        y = nn.LayerNorm(name="norm")(x)
+        x = x + nn.MultiHeadDotProductAttention(num_heads=2, name="attend")(y)
+        return x + nn.Dense(8, name="mlp")(nn.gelu(x)), None
+
+
+class Transformer(nn.Module):
+    @nn.compact
+    def __call__(self, tokens):
+        x = nn.Embed(11, 8, name="embed")(tokens)
+        block = nn.scan(
+            TransformerBlock, {"params": 0}, split_rngs={"params": True}, length=3
+        )
+        return nn.Dense(2000, use_bias=False, name="head")(
+            block(name="blocks")(x, None)[0]
+        )
+
+
+@pytest.mark.parametrize("statistic", ["auto", "moments"])
+def test_table_of_a_transformer(statistic):
+    with jax.numpy_rank_promotion("allow"):  # LayerNorm and the attention mask
+        taps = linen.taps(
+            Transformer(), jnp.zeros((2, 5), jnp.int32), statistic=statistic
+        )
+    lines = str(taps).split("\n")
+    gram = statistic == "auto"
+    cost = {True: ("gram", "876"), False: ("moments", "204")}[gram]
+    head = {True: ("gram", "292"), False: ("moments", "68")}[gram]
+    rows = [line.split() for line in lines]
+    assert rows[0] == ["path", "kind", "kernel", "inputs", "statistic", "bytes"]
+    attend = ["blocks/attend/key", "Dense", "+", "bias", "3x8x2x4", "2x5x8", *cost]
+    assert rows[1] == attend
+    assert rows[6] == ["embed", "Embed", "11x8", "2x5", "moments", "92"]
+    assert rows[7] == ["head", "Dense", "8x2000", "2x5x8", *head]
+    reason = "(not a tapped kind of layer)"
+    assert lines[8].endswith(reason)
+    assert rows[9][:6] == ["blocks/norm/scale", "-", "3x8", "-", "plain", "0"]
+    total = {True: 5 * 876 + 92 + 292, False: 5 * 204 + 92 + 68}[gram]
+    assert lines[10] == f"statistics: {total:,} bytes"
+
+
+class Twice(nn.Module):
+    def setup(self):
+        self.shared = nn.Dense(3)
+
+    def __call__(self, x):
+        return self.shared(self.shared(x))
+
+
+class Loop(nn.Module):
+    transform: str
+
+    @nn.compact
+    def __call__(self, x):
+        if self.transform == "rnn":
+            return nn.RNN(nn.SimpleCell(3))(x[None])
+        if self.transform == "remat rnn":
+            return nn.RNN(nn.remat(nn.SimpleCell)(3))(x[None])
+        if self.transform == "scan":
+            body = lambda m, c, _: (m(c), None)  # noqa: E731
+            scan = nn.scan(body, variable_broadcast="params", length=4)
+            return scan(nn.Dense(3, name="shared"), x, None)[0]
+        return nn.vmap(nn.Dense, {"params": None}, {"params": False})(3)(x)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [Twice(), *(Loop(name) for name in ("rnn", "remat rnn", "scan", "vmap"))],
+    ids=lambda model: getattr(model, "transform", "calls"),
+)
+def test_raw_inputs_of_a_shared_layer_are_refused(model):
+    with pytest.raises(ValueError, match=r"layer '.+' is used more than once.*'gram'"):
+        linen.taps(model, X, statistic="inputs")
+
+
+def test_raw_inputs_of_a_loss_that_uses_the_model_twice():
+    model, params = nn.Dense(2), initial(nn.Dense(2), X)["params"]
+    taps, once = linen.taps(model, X, statistic="inputs"), square(model)
+    two = lambda p, x: once(p, x) + once(p, 2 * x)  # noqa: E731
+    many = lambda p, x: jnp.sum(jax.vmap(once, (None, 0))(p, x))  # noqa: E731
+    for loss, x in [(two, X), (many, jnp.stack([X, X]))]:
+        with pytest.raises(ValueError, match="is used more than once"):
+            linen.value_and_grad(loss, taps)(params, x)
+    _, _, stats = linen.value_and_grad(once, taps)(params, X)
+    assert (stats[""].x == X).all()
+    assert stats[""].uses.tolist() == [1]
+
+
+@pytest.mark.parametrize("transform", ["scan", "vmap"])
+def test_raw_inputs_of_stacked_layers(transform):
+    class Stacked(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            if transform == "vmap":
+                return nn.vmap(
+                    nn.Dense, {"params": 0}, {"params": True}, None, axis_size=2
+                )(3)(x)
+            body = lambda m, c, _: (jnp.sin(m(c)), None)  # noqa: E731
+            scan = nn.scan(body, {"params": 0}, split_rngs={"params": True}, length=2)
+            return scan(nn.Dense(3, name="layer"), x, None)[0]
+
+    taps = linen.taps(Stacked(), X, statistic="inputs")
+    (layer,), params = taps.layers, initial(Stacked(), X)["params"]
+    assert layer.stack == (2,)
+    _, _, stats = linen.value_and_grad(square(Stacked()), taps)(params, X)
+    assert stats[layer.key].uses.tolist() == [[1], [1]]
+    assert (stats[layer.key].x[0] == X).all()
+
+
+def test_raw_inputs_of_another_shape():
+    taps = linen.taps(nn.Dense(2), X, statistic="inputs")
+    params = initial(nn.Dense(2), X)["params"]
+    with pytest.raises(ValueError, match=r"inputs of shape \(5, 3\), got \(4, 3\)"):
+        linen.value_and_grad(square(nn.Dense(2)), taps)(params, X[:4])
+
+
+def test_stacking_along_another_axis():
+    class Model(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            axes = {"params": 1}
+            return nn.vmap(nn.Dense, axes, {"params": True}, None, axis_size=2)(3)(x)
+
+    with pytest.raises(
+        ValueError, match=r"stacked along the first axis, got .*\(3, 2, 3\)"
+    ):
+        linen.taps(Model(), X)
+
+
+@pytest.mark.parametrize("dtype", [jnp.int32, jnp.complex64])
+def test_kernel_that_is_not_real(dtype):
+    model = nn.Dense(2, param_dtype=dtype, kernel_init=nn.initializers.ones)
+    with pytest.raises(
+        TypeError, match=r"layer '': `kernel` must be real and floating"
+    ):
+        linen.taps(model, X)
+
+
+def test_complex_inputs_are_plain():
+    model = nn.Sequential([nn.Dense(2), jnp.abs, nn.Dense(2)])
+    with jax.numpy_dtype_promotion("standard"):  # complex inputs on real kernels
+        taps = linen.taps(model, X.astype(jnp.complex64))
+    assert [layer.key for layer in taps.layers] == ["layers_2"]
+    assert taps.plain[0].reason == "complex inputs"
+
+
+def test_different_geometries_are_plain():
+    class Model(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            layer = nn.DenseGeneral(3, axis=-1, name="once")
+            other = nn.DenseGeneral(3, axis=0, name="twice")
+            y = other(x[:3]) + jnp.sum(other(x[:3, :, None]), axis=1)
+            return layer(x)[:3] + y
+
+    taps = linen.taps(Model(), X)
+    assert [layer.key for layer in taps.layers] == ["once"]
+    assert {p.reason for p in taps.plain} == {"used with different geometries"}
+
+
+def test_unknown_statistic():
+    with pytest.raises(ValueError, match="`statistic` must be one of 'auto'"):
+        linen.taps(nn.Dense(2), X, statistic="grams")  # type: ignore[arg-type]
+
+
+def test_max_samples_must_be_positive():
+    with pytest.raises(ValueError, match="`max_samples` must be >= 1, got 0"):
+        linen.taps(nn.Dense(2), X, max_samples=0)
+
+
+def test_model_without_layers():
+    with pytest.raises(ValueError, match="`model` LayerNorm has no layer that can be"):
+        linen.taps(nn.LayerNorm(), X)
+
+
+def test_wide_layers_take_moments():
+    statistics = [
+        linen.taps(nn.Dense(2), jax.ShapeDtypeStruct((5, d), jnp.float32)).layers[0]
+        for d in (1024, 1025)
+    ]
+    assert [layer.statistic for layer in statistics] == ["gram", "moments"]

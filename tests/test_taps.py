@@ -1,0 +1,159 @@
+"""The tap: identity forward, statistics backward, clear errors, a readable table."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import linboost_optax as lbo
+from linboost_optax import Gram, Inputs, Moments
+from linboost_optax._taps import Plain, Taps
+
+FLOAT32 = {"rtol": 1e-5, "atol": 1e-5}
+
+
+def zeros(statistic, d=3):
+    return lbo.dense_taps({"a": (d, 2)}, statistic).zeros()["a"]
+
+
+def batch(*shape):
+    return jax.random.normal(jax.random.key(0), shape)
+
+
+def loss(kernel, t, x):
+    return jnp.sum(jnp.square(jnp.sin(lbo.tap(x, t)) @ kernel))
+
+
+@pytest.mark.parametrize("statistic", ["moments", "gram"])
+@pytest.mark.parametrize("shape", [(3,), (5, 3), (2, 5, 3)])
+def test_tap_emits_and_changes_nothing(statistic, shape):
+    x, kernel = batch(*shape), batch(3, 2)
+    t = zeros(statistic)
+    value, grads = jax.value_and_grad(loss, argnums=(0, 1, 2))(kernel, t, x)
+    plain = lambda k, x: jnp.sum(jnp.square(jnp.sin(x) @ k))  # noqa: E731
+    want, want_grads = jax.value_and_grad(plain, argnums=(0, 1))(kernel, x)
+    assert value == want
+    np.testing.assert_allclose(grads[0], want_grads[0], **FLOAT32)
+    np.testing.assert_allclose(grads[2], want_grads[1], **FLOAT32)
+    rows = np.asarray(x, np.float64).reshape(-1, 3)
+    assert grads[1].count.tolist() == [len(rows)]
+    np.testing.assert_allclose(grads[1].sum[0], rows.sum(0), **FLOAT32)
+    if statistic == "gram":
+        np.testing.assert_allclose(grads[1].outer[0], rows.T @ rows, **FLOAT32)
+    else:
+        square = np.square(rows).sum(0)
+        np.testing.assert_allclose(grads[1].sum_sq[0], square, **FLOAT32)
+
+
+def test_raw_inputs():
+    x = batch(5, 3)
+    got = jax.grad(loss, argnums=1)(
+        batch(3, 2), Inputs(jnp.zeros((5, 3)), jnp.zeros(1)), x
+    )
+    np.testing.assert_array_equal(got.x, x)
+    assert got.uses.tolist() == [1]
+
+
+def test_statistics_do_not_depend_on_the_cotangent():
+    x, t = batch(5, 3), zeros("gram")
+    scaled = lambda t, s: s * jnp.sum(lbo.tap(x, t))  # noqa: E731
+    one, tiny = (jax.grad(scaled)(t, s) for s in (1.0, 1e-30))
+    np.testing.assert_array_equal(one.outer, tiny.outer)
+
+
+@pytest.mark.parametrize("statistic", ["moments", "gram"])
+def test_each_example_counts_under_vmap(statistic):
+    x, kernel = batch(4, 3), batch(3, 2)
+    total = lambda t: jnp.sum(jax.vmap(lambda r: loss(kernel, t, r))(x))  # noqa: E731
+    got = jax.grad(total)(zeros(statistic))
+    want = jax.grad(lambda t: loss(kernel, t, x))(zeros(statistic))
+    assert got.count.tolist() == [4]
+    for a, b in zip(got, want, strict=True):
+        np.testing.assert_allclose(a, b, **FLOAT32)
+
+
+def test_gradient_with_respect_to_inputs_inside_the_loss():
+    x, kernel = batch(4, 3), batch(3, 2)
+
+    def penalty(t):
+        slope = jax.vmap(jax.grad(lambda r: loss(kernel, t, r)))(x)
+        return jnp.sum(jnp.square(slope))
+
+    got = jax.grad(penalty)(zeros("gram"))
+    assert got.count.tolist() == [4]
+    np.testing.assert_allclose(got.outer[0], x.T @ x, **FLOAT32)
+
+
+def test_bfloat16_inputs_have_float32_statistics():
+    x = batch(300, 3).astype(jnp.bfloat16)
+    assert lbo.tap(x, zeros("gram")).dtype == jnp.bfloat16
+    got = jax.grad(lambda t: jnp.sum(lbo.tap(x, t)))(zeros("gram"))
+    assert {leaf.dtype for leaf in got} == {jnp.dtype(jnp.float32)}
+    assert got.count.tolist() == [300]
+
+
+def test_integer_inputs_are_refused():
+    with pytest.raises(TypeError, match="`x` must be floating, got int32"):
+        lbo.tap(jnp.ones((2, 3), jnp.int32), zeros("gram"))
+
+
+def test_anything_else_than_a_statistic_is_refused():
+    with pytest.raises(TypeError, match="`t` must be a Moments, Gram or Inputs"):
+        lbo.tap(batch(2, 3), jnp.zeros(3))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("t", "match"),
+    [
+        (Moments(jnp.zeros(1), jnp.zeros((1, 4)), jnp.zeros((1, 4))), "width 4"),
+        (Gram(jnp.zeros(1), jnp.zeros((1, 4)), jnp.zeros((1, 4, 4))), "width 4"),
+        (Inputs(jnp.zeros((3, 3)), jnp.zeros(1)), r"shape \(3, 3\)"),
+    ],
+)
+def test_a_tap_of_another_width_is_refused(t, match):
+    with pytest.raises(ValueError, match=f"`x` must have {match} to match its tap"):
+        lbo.tap(batch(2, 3), t)
+
+
+def test_unknown_statistic_is_refused():
+    with pytest.raises(ValueError, match="`statistic` must be 'moments' or 'gram'"):
+        lbo.dense_taps({"a": (3, 2)}, "inputs")  # type: ignore[arg-type]
+
+
+def test_kernel_with_more_axes_is_refused():
+    with pytest.raises(
+        ValueError, match=r"`shapes\['a'\]` must be \(feature, output\)"
+    ):
+        lbo.dense_taps({"a": (3, 3, 2)})  # type: ignore[dict-item]
+
+
+def test_dense_taps_names():
+    taps = lbo.dense_taps({"net/a": (3, 2)}, kernel="w", bias=None)
+    (layer,) = taps.layers
+    assert (layer.path, layer.kernel, layer.bias) == (("net", "a"), "w", None)
+    assert layer.key == "net/a"
+
+
+def test_taps_are_static():
+    taps = lbo.dense_taps({"a": (3, 2)})
+    assert hash(taps) == hash(lbo.dense_taps({"a": (3, 2)}))
+    assert taps != lbo.dense_taps({"a": (4, 2)})
+
+
+def test_zeros_are_zero():
+    for leaf in jax.tree.leaves(zeros("gram")):
+        assert not leaf.any()
+
+
+def test_table():
+    taps = lbo.dense_taps({"first": (100, 2), "second": (3, 2)})
+    taps = Taps(taps.layers, (Plain("scale", (2,), "a reason"), Plain("t", (), "b")))
+    assert str(taps).split("\n") == [
+        "path    kind          kernel  inputs  statistic   bytes",
+        "first   Dense + bias  100x2   any     gram       40,404",
+        "second  Dense + bias  3x2     any     gram           52",
+        "scale   -             2       -       plain           0  (a reason)",
+        "t       -             scalar  -       plain           0  (b)",
+        "statistics: 40,456 bytes",
+    ]
+    assert repr(taps) == str(taps)
