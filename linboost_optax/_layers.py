@@ -19,6 +19,7 @@ from typing import NamedTuple, TypeAlias
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from linboost_optax import _statistics
 from linboost_optax._statistics import Gram, Inputs, Moments, Statistic
@@ -74,13 +75,12 @@ class Dense:
     def repeats(self) -> int:
         return 1
 
-    def design(self, x: chex.Array) -> chex.Array:
-        """Returns ``[group, sample, feature]``."""
+    def design(self, x: chex.Array, limit: int | None = None) -> chex.Array:
+        """Returns ``[group, sample, feature]``, of ``limit`` samples at most."""
         x = jnp.moveaxis(x, self.axis, range(-len(self.axis), 0))
-        shape = (self.groups, -1, self.channels)
-        if self.batch:
-            return x.reshape(shape)
-        return x.reshape(-1, self.channels)[None]
+        x = x.reshape(self.groups, -1, self.channels)
+        rows = some_rows(x.shape[1], limit)
+        return x if rows is None else x[:, rows]
 
     def samples(self, x: chex.Array) -> chex.Array:
         """Returns ``[sample, group, channel]``."""
@@ -145,43 +145,64 @@ class Conv:
     def repeats(self) -> int:
         return math.prod(self.window)
 
-    def design(self, x: chex.Array) -> chex.Array:
-        """Returns the patches, ``[group, sample, feature]``."""
+    def design(self, x: chex.Array, limit: int | None = None) -> chex.Array:
+        """Returns the patches ``[group, sample, feature]``, ``limit`` at most."""
         spatial = len(self.window)
-        x = x.reshape(-1, *x.shape[x.ndim - spatial - 1 :])
-        x, padding = self._pad(x)
-        dilated = [(s - 1) * d + 1 for s, d in zip(x.shape[1:-1], self.input_dilation)]
+        x = self._pad(x.reshape(-1, *x.shape[x.ndim - spatial - 1 :]))
         extent = [(k - 1) * d + 1 for k, d in zip(self.window, self.kernel_dilation)]
-        if isinstance(padding, str):
-            padding = jax.lax.padtype_to_pads(dilated, extent, self.strides, padding)
-        edges = [(*p, d - 1) for p, d in zip(padding, self.input_dilation)]
-        x = jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
         reach = [size - e for size, e in zip(x.shape[1:-1], extent)]
+        places = [r // stride + 1 for r, stride in zip(reach, self.strides)]
+        rows = some_rows(x.shape[0] * math.prod(places), limit)
+        if rows is None:
+            patches = self._all_patches(x, reach)
+        else:
+            patches = self._patches_at(x, np.unravel_index(rows, (len(x), *places)))
+        patches = patches.reshape(-1, self.repeats, self.groups, self.channels)
+        patches = jnp.moveaxis(patches, 2, 0)
+        return patches.reshape(self.groups, -1, self.repeats * self.channels)
+
+    def _all_patches(self, x: chex.Array, reach: Sequence[int]) -> chex.Array:
+        """Returns ``[image, *place, window, channel]`` of padded images."""
 
         def shifted(offset: tuple[int, ...]) -> chex.Array:
             start = [o * d for o, d in zip(offset, self.kernel_dilation)]
             stop = [s + r + 1 for s, r in zip(start, reach)]
             return jax.lax.slice(
-                x,
-                [0, *start, 0],
-                [x.shape[0], *stop, x.shape[-1]],
-                [1, *self.strides, 1],
+                x, [0, *start, 0], [len(x), *stop, x.shape[-1]], [1, *self.strides, 1]
             )
 
         # Slices, not `conv_general_dilated_patches`: a depthwise convolution with
         # an identity kernel is slow on CPU, and orders a patch channel first.
         offsets = itertools.product(*(range(k) for k in self.window))
-        patches = jnp.stack([shifted(offset) for offset in offsets], axis=-2)
-        shape = (-1, self.repeats, self.groups, self.channels)
-        patches = jnp.moveaxis(patches.reshape(shape), 2, 0)
-        return patches.reshape(self.groups, -1, self.repeats * self.channels)
+        return jnp.stack([shifted(offset) for offset in offsets], axis=-2)
 
-    def _pad(self, x: chex.Array) -> tuple[chex.Array, str | Sequence[tuple[int, int]]]:
-        if self.pad_mode == "constant":
-            return x, self.padding
-        assert not isinstance(self.padding, str)
-        pads = ((0, 0), *self.padding, (0, 0))
-        return jnp.pad(x, pads, mode=self.pad_mode), "VALID"
+    def _patches_at(self, x: chex.Array, where: tuple[np.ndarray, ...]) -> chex.Array:
+        """Returns ``[row, *window, channel]``: the patches at some places."""
+        spatial = len(self.window)
+        index = [where[0].reshape(-1, *[1] * spatial)]
+        for i, place in enumerate(where[1:]):
+            offsets = np.arange(self.window[i]) * self.kernel_dilation[i]
+            axis = place[:, None] * self.strides[i] + offsets
+            shape = [1] * spatial
+            shape[i] = self.window[i]
+            index.append(axis.reshape(-1, *shape))
+        return x[tuple(index)]
+
+    def _pad(self, x: chex.Array) -> chex.Array:
+        """Returns images padded and dilated, ready for windows without padding."""
+        padding = self.padding
+        if self.pad_mode != "constant":
+            assert not isinstance(padding, str)
+            x = jnp.pad(x, ((0, 0), *padding, (0, 0)), mode=self.pad_mode)
+            padding = "VALID"
+        if isinstance(padding, str):
+            sizes = [(s - 1) * d + 1 for s, d in zip(x.shape[1:], self.input_dilation)]
+            extent = [
+                (k - 1) * d + 1 for k, d in zip(self.window, self.kernel_dilation)
+            ]
+            padding = jax.lax.padtype_to_pads(sizes, extent, self.strides, padding)
+        edges = [(*p, d - 1) for p, d in zip(padding, self.input_dilation)]
+        return jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
 
     def samples(self, x: chex.Array) -> chex.Array:
         """Returns ``[sample, group, channel]``: channels, whatever the window."""
@@ -293,17 +314,23 @@ def measure(layer: Layer, x: chex.Array) -> Statistic:
     if layer.statistic == "moments":
         return _statistics.moments(geometry.samples(x), dtype)
     if layer.statistic == "gram":
-        design = _subsample(geometry.design(x), layer.max_samples)
-        return _statistics.gram(design, dtype)
+        return _statistics.gram(geometry.design(x, layer.max_samples), dtype)
     first = x.reshape(-1)[:1].astype(dtype)
     return Inputs(x.astype(dtype), _statistics.batched_ones(first, dtype))
 
 
-def _subsample(design: chex.Array, limit: int | None) -> chex.Array:
-    if limit is None or design.shape[1] <= limit:
-        return design
-    # Evenly spaced rows: batches are shuffled, sequences are not.
-    return design[:, :: -(-design.shape[1] // limit)]
+def some_rows(count: int, limit: int | None) -> np.ndarray | None:
+    """Returns ``limit`` of ``count`` row numbers, spread evenly; None for all.
+
+    The golden section spreads them over every axis that the rows were flattened
+    from: a stride that divides the sequence length would only see a few positions.
+    """
+    if limit is None or count <= limit:
+        return None
+    stride = round(count * (math.sqrt(5) - 1) / 2)
+    while math.gcd(stride, count) != 1:
+        stride += 1
+    return np.sort(np.arange(limit) * stride % count)
 
 
 def statistic_shapes(layer: Layer) -> Statistic:

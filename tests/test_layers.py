@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracle import inputs_seen
 
 from linboost_optax import Gram, Inputs, Moments, _layers, linen
 from linboost_optax._layers import Conv, Dense, Embed, Layer
+from tests.oracle import inputs_seen
 
 # float32 products of up to 50 terms, summed in another order
 FLOAT32 = {"rtol": 1e-4, "atol": 1e-5}
@@ -281,3 +281,43 @@ def test_statistic_that_fits_is_accepted():
 
 def test_axes_are_counted_from_the_end():
     assert _layers.normalize_axes((0, -1, 2), 4) == (-4, -1, -2)
+
+
+@pytest.mark.parametrize("count, limit", [(1000, 256), (4096, 256), (97, 10), (12, 7)])
+def test_some_rows_are_distinct_and_see_every_position(count, limit):
+    rows = _layers.some_rows(count, limit)
+    assert len(rows) == len(set(rows.tolist())) == limit
+    assert rows.min() >= 0
+    assert rows.max() < count
+    if count == 4096:  # a batch of sequences: every position is as likely as another
+        positions = np.bincount(rows % 64, minlength=64)
+        assert positions.min() >= 2
+        assert positions.max() <= 6
+    gaps = np.diff(np.concatenate([rows, [rows[0] + count]]))
+    assert gaps.max() <= 4 * count / limit
+
+
+def test_no_limit_takes_all_rows():
+    assert _layers.some_rows(10, None) is None
+    assert _layers.some_rows(10, 10) is None
+
+
+@pytest.mark.parametrize(
+    "module, shape",
+    [
+        (nn.Dense(3), (6, 7, 4)),
+        (nn.DenseGeneral(3, axis=(-1, -3), batch_dims=()), (6, 7, 4)),
+        (nn.Conv(4, (3,), padding="CAUSAL", kernel_dilation=2), (5, 9, 2)),
+        (nn.Conv(4, (3, 2), strides=(2, 1), padding="SAME"), (3, 8, 7, 2)),
+        (nn.Conv(4, (2, 3), feature_group_count=2, padding="CIRCULAR"), (3, 6, 7, 4)),
+        (nn.Conv(2, (2, 2, 2), input_dilation=2, padding="VALID"), (2, 4, 3, 4, 2)),
+    ],
+    ids=str,
+)
+def test_limited_design_is_some_rows_of_the_whole(module, shape):
+    x = jax.random.normal(jax.random.key(0), shape)
+    geometry = linen.taps(module, x).layers[0].geometry
+    whole = geometry.design(x)
+    some = geometry.design(x, 10)
+    rows = _layers.some_rows(whole.shape[1], 10)
+    np.testing.assert_array_equal(some, whole[:, rows])

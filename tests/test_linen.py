@@ -4,9 +4,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
-from oracle import check, initial, normal
 
 from linboost_optax import linen
+from tests.oracle import check, initial, normal
 
 X = normal(0, 5, 3)
 

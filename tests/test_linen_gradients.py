@@ -5,9 +5,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 from flax.core import FrozenDict
-from oracle import check, close, initial, normal, same_tree
 
 from linboost_optax import linen
+from tests.oracle import check, close, initial, normal, same_tree
 
 
 class MLP(nn.Module):

@@ -5,9 +5,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 from flax.core import freeze
-from oracle import check, initial, normal, same_tree
 
 from linboost_optax import linen
+from tests.oracle import check, initial, normal, same_tree
 
 
 def mean_square(model, **kwargs):
