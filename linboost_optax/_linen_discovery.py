@@ -48,6 +48,7 @@ class Discovery:
         if known.geometry != geometry:
             self.reasons[module.path] = "used with different geometries"
         # Not `scope.param`: that would draw a key and shift those of other layers.
+        assert module.scope is not None
         if not module.scope.has_variable("params", LEAF):
             shapes = _layers.statistic_shapes(known)
             zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)

@@ -139,7 +139,7 @@ def describe(
     elif statistic == "auto":
         width = shape.channels * shape.repeats
         statistic = "gram" if width <= GRAM_WIDTH else "moments"
-    biased = module.scope.has_variable("params", "bias")
+    biased = module.has_variable("params", "bias")
     dtype = kernel.dtype if isinstance(shape, Embed) else x.dtype
     return Layer(
         path=module.path,

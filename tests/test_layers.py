@@ -62,7 +62,7 @@ CONV = [
     conv((3,), (2, 9, 3), padding="CAUSAL"),
     conv((3,), (2, 9, 3), padding="CAUSAL", kernel_dilation=2),
     conv((3, 2), (2, 9, 8, 3), kernel_dilation=(2, 3)),
-    conv((3, 2), (2, 5, 4, 3), input_dilation=(2, 3), padding="CIRCULAR"),
+    conv((3, 2), (2, 5, 4, 3), input_dilation=(2, 3), padding=((1, 2), (0, 1))),
     conv((3,), (2, 5, 3), input_dilation=2, padding=1, strides=2),
     conv((3,), (2, 5, 3), input_dilation=2, kernel_dilation=3, padding=((3, 2),)),
     conv((3,), (2, 6, 3), padding="SAME_LOWER", strides=2),
