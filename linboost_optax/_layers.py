@@ -13,7 +13,7 @@ branch in each adapter.
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeAlias
 
 import chex
@@ -278,6 +278,8 @@ class Layer:
       bias: name of the bias below ``path``, or None.
       stack: sizes of the leading axes along which layers are stacked.
       max_samples: most rows a Gram matrix is made of, or None for all.
+      source: path of the layer whose tap serves this one too, as both have the same
+        input; None for a layer with a tap of its own.
     """
 
     path: tuple[str, ...]
@@ -289,11 +291,17 @@ class Layer:
     bias: str | None = "bias"
     stack: tuple[int, ...] = ()
     max_samples: int | None = None
+    source: tuple[str, ...] | None = None
 
     @property
     def key(self) -> str:
         """The layer's name in dictionaries and messages."""
         return "/".join(self.path)
+
+    @property
+    def source_key(self) -> str:
+        """The key of its statistic: another layer's where the input is shared."""
+        return self.key if self.source is None else "/".join(self.source)
 
     @property
     def features(self) -> int:
@@ -304,6 +312,18 @@ class Layer:
     def blocks(self) -> int:
         """Number of independent least-squares problems."""
         return math.prod(self.stack) * self.geometry.groups
+
+
+def design_of(layer: Layer) -> tuple[object, ...]:
+    """Returns what determines a layer's design matrix, given its input."""
+    geometry = layer.geometry
+    if isinstance(geometry, Dense):
+        facts = (geometry.batch, geometry.inputs, geometry.axis)
+    elif isinstance(geometry, Conv):
+        facts = (replace(geometry, out_channels=0),)
+    else:
+        facts = (geometry.vocabulary,)
+    return (geometry.name, *facts, layer.statistic, layer.dtype, layer.stack)
 
 
 def measure(layer: Layer, x: chex.Array) -> Statistic:
@@ -430,7 +450,7 @@ def check_statistic(layer: Layer, statistic: Statistic) -> None:
     expected = statistic_shapes(layer)
     if type(statistic) is not type(expected):
         raise ValueError(
-            f"`stats['{layer.key}']` must be {type(expected).__name__}, got "
+            f"`stats['{layer.source_key}']` must be {type(expected).__name__}, got "
             f"{type(statistic).__name__}. Pass the stats that `value_and_grad` "
             "returned for the very taps this optimizer was made with."
         )
@@ -438,8 +458,8 @@ def check_statistic(layer: Layer, statistic: Statistic) -> None:
     want = [leaf.shape for leaf in expected]
     if got != want:
         raise ValueError(
-            f"`stats['{layer.key}']` must have shapes {want}, got {got}. Pass the "
-            "stats that `value_and_grad` returned for the very taps this optimizer "
+            f"`stats['{layer.source_key}']` must have shapes {want}, got {got}. Pass "
+            "the stats that `value_and_grad` returned for the very taps this optimizer "
             "was made with, summed (not stacked) over micro-batches."
         )
 

@@ -27,7 +27,7 @@ def insert(params: Any, taps: Taps, zeros: Mapping[str, Statistic]) -> Any:
             except (KeyError, TypeError):
                 continue
             if isinstance(branch, dict) and layer.kernel in branch:
-                branch[LEAF] = Leaf(zeros[layer.key], layer)
+                branch[LEAF] = Leaf(zeros.get(layer.key), layer)
                 break
         else:
             raise ValueError(
@@ -66,7 +66,9 @@ class Connections:
     """The interceptor that applies taps, and the record of those that were."""
 
     def __init__(self, taps: Taps):
-        self.unseen = {layer.key: layer for layer in taps.layers}
+        self.unseen = {layer.key for layer in taps.layers if layer.source is None}
+        # Inputs by the layer that taps them, to check those that share them.
+        self.inputs: dict[str, list[jax.Array]] = {}
         self.reached: set[str] = set()
 
     def __call__(self, next_fun, args, kwargs, context):
@@ -75,8 +77,20 @@ class Connections:
             return y
         x = _linen_modules.layer_input(args, kwargs)
         _check_call(leaf.layer, context.module, x)
-        self.unseen.pop(leaf.layer.key, None)
+        if leaf.statistic is None:
+            self._check_shared(leaf.layer, x)
+            return y
+        self.unseen.discard(leaf.layer.key)
+        self.inputs.setdefault(leaf.layer.key, []).append(x)
         return _taps.emit(leaf.layer, y, x, leaf.statistic)
+
+    def _check_shared(self, layer: Layer, x: jax.Array) -> None:
+        if not any(x is seen for seen in self.inputs.get(layer.source_key, [])):
+            raise ValueError(
+                f"layer '{layer.key}' had the same input as layer '{layer.source_key}' "
+                "when the taps were made and has another one now. Make the taps with "
+                "the arguments and the method that the loss calls."
+            )
 
     def probe(self, key: str, t: Statistic) -> Statistic:
         """Returns ``t``; notes whether anything at all reaches its cotangent."""
@@ -102,7 +116,7 @@ class Connections:
         """Raises if a tapped layer never reached the loss."""
         # A layer inside a function that JAX had traced before is not intercepted
         # again, but its cotangent is there: both signs must be missing.
-        missing = sorted(set(self.unseen) - self.reached)
+        missing = sorted(self.unseen - self.reached)
         if missing:
             raise ValueError(
                 f"layer '{missing[0]}' has a tap but did not reach the loss"

@@ -36,6 +36,12 @@ class Bound:
     kernel: int
     bias: int | None
 
+    @property
+    def state_key(self) -> str:
+        """The key of the solver's state: one for all layers with the same input."""
+        masked_bias = self.bias is None and self.layer.bias is not None
+        return self.layer.key if masked_bias else self.layer.source_key
+
     def affine(self, leaves: list[chex.Array]) -> Affine:
         """Returns the layer's arrays as matrices, in the statistic's precision."""
         kernel = leaves[self.kernel]
@@ -171,17 +177,19 @@ def check_stats(stats: Any, bound: list[Bound]) -> None:
             "on what `value_and_grad` returned."
         )
     for item in bound:
-        if item.layer.key not in stats:
+        key = item.layer.source_key
+        if key not in stats:
             raise ValueError(
-                f"`stats` lacks layer '{item.layer.key}'; it has {sorted(stats)}. Make "
+                f"`stats` lacks layer '{key}'; it has {sorted(stats)}. Make "
                 "optimizer and statistics from the same taps."
             )
-        _layers.check_statistic(item.layer, stats[item.layer.key])
+        _layers.check_statistic(item.layer, stats[key])
 
 
 def init(bound: list[Bound]) -> dict[str, Any]:
-    """Returns the solvers' states, by layer."""
-    return {item.layer.key: item.solver.init(item.layer) for item in bound}
+    """Returns the solvers' states, one for all layers that share an input."""
+    unique = {item.state_key: item for item in bound}
+    return {key: item.solver.init(item.layer) for key, item in unique.items()}
 
 
 def advance(
@@ -193,16 +201,17 @@ def advance(
     factored: bool,
 ) -> dict[str, Any]:
     """Returns the solvers' states after one batch."""
+    unique = {item.state_key: item for item in bound}
     return {
-        item.layer.key: item.solver.update(
+        key: item.solver.update(
             item.layer,
-            stats[item.layer.key],
-            states[item.layer.key],
+            stats[item.layer.source_key],
+            states[key],
             step,
             biased=item.bias is not None,
             factored=factored,
         )
-        for item in bound
+        for key, item in unique.items()
     }
 
 
@@ -231,9 +240,9 @@ def solve(
     """Returns the preconditioned leaves ``H``, and where the next solve starts."""
     solved, new = list(leaves), {}
     for item in bound:
-        key, statistic = item.layer.key, stats[item.layer.key]
+        key, statistic = item.layer.key, stats[item.layer.source_key]
         g, start = item.affine(leaves), starts.get(key)
-        h = item.solver.solve(item.layer, statistic, states[key], g, start)
+        h = item.solver.solve(item.layer, statistic, states[item.state_key], g, start)
         # A layer that saw no sample has no metric of its own in this step.
         seen = _layers.block_moments(item.layer, statistic).count > 0
         item.put(solved, where_seen(seen, h, g))
@@ -254,7 +263,7 @@ def transform(
         solver = item.solver
         assert isinstance(solver, IncompleteCholesky | Cholesky)
         affine = item.affine(leaves)
-        item.put(mapped, getattr(solver, name)(states[item.layer.key], affine))
+        item.put(mapped, getattr(solver, name)(states[item.state_key], affine))
     return mapped
 
 

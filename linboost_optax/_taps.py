@@ -158,6 +158,7 @@ class Taps:
                 _layers.statistic_shapes(layer),
             )
             for layer in self.layers
+            if layer.source is None
         }
 
     def __str__(self) -> str:
@@ -180,6 +181,8 @@ def _shape(shape: Iterable[int]) -> str:
 
 
 def _bytes(layer: Layer) -> int:
+    if layer.source is not None:
+        return 0
     leaves = jax.tree.leaves(_layers.statistic_shapes(layer))
     return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
 
@@ -190,7 +193,7 @@ def _row(layer: Layer) -> tuple[str, ...]:
         layer.geometry.name + (" + bias" if layer.bias else ""),
         _shape(layer.stack + layer.geometry.kernel_shape),
         _shape(layer.input_shape) if layer.input_shape else "any",
-        layer.statistic,
+        layer.statistic if layer.source is None else f"of {layer.source_key}",
         f"{_bytes(layer):,}",
     )
 

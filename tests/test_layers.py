@@ -283,7 +283,9 @@ def test_axes_are_counted_from_the_end():
     assert _layers.normalize_axes((0, -1, 2), 4) == (-4, -1, -2)
 
 
-@pytest.mark.parametrize("count, limit", [(1000, 256), (4096, 256), (97, 10), (12, 7)])
+@pytest.mark.parametrize(
+    ("count", "limit"), [(1000, 256), (4096, 256), (97, 10), (12, 7)]
+)
 def test_some_rows_are_distinct_and_see_every_position(count, limit):
     rows = _layers.some_rows(count, limit)
     assert len(rows) == len(set(rows.tolist())) == limit
@@ -303,7 +305,7 @@ def test_no_limit_takes_all_rows():
 
 
 @pytest.mark.parametrize(
-    "module, shape",
+    ("module", "shape"),
     [
         (nn.Dense(3), (6, 7, 4)),
         (nn.DenseGeneral(3, axis=(-1, -3), batch_dims=()), (6, 7, 4)),
