@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import jax
 import numpy as np
@@ -16,6 +16,8 @@ import optax
 from optax import contrib
 
 import linboost_optax as lbo
+
+Statistic: TypeAlias = Literal["auto", "moments", "gram", "inputs"]
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Optimizer:
     label: str
     build: Callable[[optax.Schedule, Any], optax.GradientTransformation]
     centre: float  # the middle of its learning rates, on a logarithmic scale
-    statistic: str | None = None  # of `linen.taps`; None: no taps
+    statistic: Statistic | None = None  # of `linen.taps`; None: no taps
 
 
 def grid(centre: float, points: int) -> list[float]:

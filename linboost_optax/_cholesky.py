@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 
@@ -31,12 +30,12 @@ class CholeskyState(NamedTuple):
       ready: whether ``inverse`` was ever computed, ``[block]``.
     """
 
-    weight: chex.Array
-    mean: chex.Array
-    outer: chex.Array
-    center: chex.Array
-    inverse: chex.Array
-    ready: chex.Array
+    weight: jax.Array
+    mean: jax.Array
+    outer: jax.Array
+    center: jax.Array
+    inverse: jax.Array
+    ready: jax.Array
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,7 @@ class Cholesky:
         layer: Layer,
         statistic: Statistic,
         state: CholeskyState,
-        step: chex.Array,
+        step: jax.Array,
         *,
         biased: bool,
         factored: bool = False,
@@ -212,7 +211,7 @@ class DualCholesky:
         layer: Layer,
         statistic: Statistic,
         state: tuple[()],
-        step: chex.Array,
+        step: jax.Array,
         *,
         biased: bool,
         factored: bool = False,

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-import chex
 import jax
 import jax.numpy as jnp
 
@@ -74,7 +73,7 @@ class ConjugateGradient:
         layer: Layer,
         statistic: Statistic,
         state: MomentsState,
-        step: chex.Array,
+        step: jax.Array,
         *,
         biased: bool,
         factored: bool = False,
@@ -93,7 +92,8 @@ class ConjugateGradient:
         start: Affine | None = None,
     ) -> Affine:
         """Returns ``H``, from ``start`` (default zero) on."""
-        start = jax.tree.map(jnp.zeros_like, g) if start is None else start
+        if start is None:
+            start = Affine(jnp.zeros_like(g.w), g.b if g.b is None else g.b * 0)
         mean, metric = self.preconditioner.scales(state, g.b is not None)
         product, count = _second_moment(layer, statistic)
 
@@ -144,12 +144,12 @@ def _conjugate_gradient(
 ) -> Affine:
     """Runs preconditioned conjugate gradients, one step length a block."""
 
-    def along(x: Affine, scale: chex.Array, p: Affine) -> Affine:
+    def along(x: Affine, scale: jax.Array, p: Affine) -> Affine:
         return jax.tree.map(
             lambda a, b: a + jnp.expand_dims(scale, tuple(range(1, b.ndim))) * b, x, p
         )
 
-    def ratio(a: chex.Array, b: chex.Array, active: chex.Array) -> chex.Array:
+    def ratio(a: jax.Array, b: jax.Array, active: jax.Array) -> jax.Array:
         return jnp.where(active & (b > 0), a / jnp.where(b > 0, b, 1), 0)
 
     limit = tolerance**2 * dot(g, g)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
-import chex
+import jax
 import jax.numpy as jnp
 
 from linboost_optax import _checks, _layers
@@ -28,9 +28,9 @@ class MomentsState(NamedTuple):
       mean_sq: ``[block, feature]``.
     """
 
-    count: chex.Array
-    mean: chex.Array
-    mean_sq: chex.Array
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
+    mean: jax.Array
+    mean_sq: jax.Array
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class IncompleteCholesky:
         layer: Layer,
         statistic: Statistic,
         state: MomentsState,
-        step: chex.Array,
+        step: jax.Array,
         *,
         biased: bool,
         factored: bool = False,
@@ -108,9 +108,7 @@ class IncompleteCholesky:
         )
         return where_seen(batch.count > 0, new, state)
 
-    def scales(
-        self, state: MomentsState, biased: bool
-    ) -> tuple[chex.Array, chex.Array]:
+    def scales(self, state: MomentsState, biased: bool) -> tuple[jax.Array, jax.Array]:
         """Returns the mean and the diagonal of the metric."""
         steps = jnp.maximum(state.count, 1)[:, None].astype(state.mean.dtype)
         mean = state.mean / (1 - self.b_mu**steps)

@@ -14,9 +14,8 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,8 +32,8 @@ class Affine(NamedTuple):
       b: shape ``[block, output]``, or None for a layer without bias.
     """
 
-    w: chex.Array
-    b: chex.Array | None
+    w: jax.Array
+    b: jax.Array | None
 
 
 @dataclass(frozen=True)
@@ -75,24 +74,24 @@ class Dense:
     def repeats(self) -> int:
         return 1
 
-    def design(self, x: chex.Array, limit: int | None = None) -> chex.Array:
+    def design(self, x: jax.Array, limit: int | None = None) -> jax.Array:
         """Returns ``[group, sample, feature]``, of ``limit`` samples at most."""
         x = jnp.moveaxis(x, self.axis, range(-len(self.axis), 0))
         x = x.reshape(self.groups, -1, self.channels)
         rows = some_rows(x.shape[1], limit)
         return x if rows is None else x[:, rows]
 
-    def samples(self, x: chex.Array) -> chex.Array:
+    def samples(self, x: jax.Array) -> jax.Array:
         """Returns ``[sample, group, channel]``."""
         return jnp.moveaxis(self.design(x), 0, 1)
 
-    def to_matrix(self, kernel: chex.Array) -> chex.Array:
+    def to_matrix(self, kernel: jax.Array) -> jax.Array:
         """Maps ``[stack, *kernel_shape]`` to ``[stack, group, feature, output]``."""
         return kernel.reshape(
             kernel.shape[0], self.groups, self.channels, math.prod(self.outputs)
         )
 
-    def from_matrix(self, w: chex.Array) -> chex.Array:
+    def from_matrix(self, w: jax.Array) -> jax.Array:
         """Undoes ``to_matrix``."""
         return w.reshape(w.shape[0], *self.kernel_shape)
 
@@ -145,7 +144,7 @@ class Conv:
     def repeats(self) -> int:
         return math.prod(self.window)
 
-    def design(self, x: chex.Array, limit: int | None = None) -> chex.Array:
+    def design(self, x: jax.Array, limit: int | None = None) -> jax.Array:
         """Returns the patches ``[group, sample, feature]``, ``limit`` at most."""
         spatial = len(self.window)
         x = self._pad(x.reshape(-1, *x.shape[x.ndim - spatial - 1 :]))
@@ -161,10 +160,10 @@ class Conv:
         patches = jnp.moveaxis(patches, 2, 0)
         return patches.reshape(self.groups, -1, self.repeats * self.channels)
 
-    def _all_patches(self, x: chex.Array, reach: Sequence[int]) -> chex.Array:
+    def _all_patches(self, x: jax.Array, reach: Sequence[int]) -> jax.Array:
         """Returns ``[image, *place, window, channel]`` of padded images."""
 
-        def shifted(offset: tuple[int, ...]) -> chex.Array:
+        def shifted(offset: tuple[int, ...]) -> jax.Array:
             start = [o * d for o, d in zip(offset, self.kernel_dilation)]
             stop = [s + r + 1 for s, r in zip(start, reach)]
             return jax.lax.slice(
@@ -176,7 +175,7 @@ class Conv:
         offsets = itertools.product(*(range(k) for k in self.window))
         return jnp.stack([shifted(offset) for offset in offsets], axis=-2)
 
-    def _patches_at(self, x: chex.Array, where: tuple[np.ndarray, ...]) -> chex.Array:
+    def _patches_at(self, x: jax.Array, where: tuple[np.ndarray, ...]) -> jax.Array:
         """Returns ``[row, *window, channel]``: the patches at some places."""
         spatial = len(self.window)
         index = [where[0].reshape(-1, *[1] * spatial)]
@@ -188,7 +187,7 @@ class Conv:
             index.append(axis.reshape(-1, *shape))
         return x[tuple(index)]
 
-    def _pad(self, x: chex.Array) -> chex.Array:
+    def _pad(self, x: jax.Array) -> jax.Array:
         """Returns images padded and dilated, ready for windows without padding."""
         padding = self.padding
         if self.pad_mode != "constant":
@@ -204,16 +203,16 @@ class Conv:
         edges = [(*p, d - 1) for p, d in zip(padding, self.input_dilation)]
         return jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
 
-    def samples(self, x: chex.Array) -> chex.Array:
+    def samples(self, x: jax.Array) -> jax.Array:
         """Returns ``[sample, group, channel]``: channels, whatever the window."""
         return x.reshape(-1, self.groups, self.channels)
 
-    def to_matrix(self, kernel: chex.Array) -> chex.Array:
+    def to_matrix(self, kernel: jax.Array) -> jax.Array:
         """Maps ``[stack, *kernel_shape]`` to ``[stack, group, feature, output]``."""
         shape = (kernel.shape[0], self.repeats * self.channels, self.groups, -1)
         return jnp.moveaxis(kernel.reshape(shape), 2, 1)
 
-    def from_matrix(self, w: chex.Array) -> chex.Array:
+    def from_matrix(self, w: jax.Array) -> jax.Array:
         """Undoes ``to_matrix``."""
         return jnp.moveaxis(w, 1, 2).reshape(w.shape[0], *self.kernel_shape)
 
@@ -252,11 +251,11 @@ class Embed:
     def repeats(self) -> int:
         return 1
 
-    def to_matrix(self, kernel: chex.Array) -> chex.Array:
+    def to_matrix(self, kernel: jax.Array) -> jax.Array:
         """Maps ``[stack, *kernel_shape]`` to ``[stack, group, feature, output]``."""
         return kernel[:, None]
 
-    def from_matrix(self, w: chex.Array) -> chex.Array:
+    def from_matrix(self, w: jax.Array) -> jax.Array:
         """Undoes ``to_matrix``."""
         return w[:, 0]
 
@@ -326,7 +325,7 @@ def design_of(layer: Layer) -> tuple[object, ...]:
     return (geometry.name, *facts, layer.statistic, layer.dtype, layer.stack)
 
 
-def measure(layer: Layer, x: chex.Array) -> Statistic:
+def measure(layer: Layer, x: jax.Array) -> Statistic:
     """Returns the statistic of one use of ``layer`` (no stacked axes)."""
     geometry, dtype = layer.geometry, jnp.dtype(layer.dtype)
     if isinstance(geometry, Embed):
@@ -357,7 +356,7 @@ def statistic_shapes(layer: Layer) -> Statistic:
     """Returns the layer's statistic as ``ShapeDtypeStruct`` leaves, stack included."""
     group, channels = layer.geometry.groups, layer.geometry.channels
 
-    def struct(*shape: int) -> jax.ShapeDtypeStruct:
+    def struct(*shape: int) -> Any:  # stands for an array of this shape
         return jax.ShapeDtypeStruct(layer.stack + shape, jnp.dtype(layer.dtype))
 
     if layer.statistic == "moments":
@@ -369,7 +368,7 @@ def statistic_shapes(layer: Layer) -> Statistic:
 
 
 def to_affine(
-    layer: Layer, kernel: chex.Array, bias: chex.Array | None, dtype: jnp.dtype
+    layer: Layer, kernel: jax.Array, bias: jax.Array | None, dtype: jnp.dtype
 ) -> Affine:
     """Returns kernel and bias as matrices of ``dtype``."""
     kernel = kernel.reshape(-1, *layer.geometry.kernel_shape)
@@ -380,7 +379,7 @@ def to_affine(
     return Affine(w, bias.astype(dtype).reshape(w.shape[0], w.shape[2]))
 
 
-def from_affine(layer: Layer, affine: Affine) -> tuple[chex.Array, chex.Array | None]:
+def from_affine(layer: Layer, affine: Affine) -> tuple[jax.Array, jax.Array | None]:
     """Undoes ``to_affine``."""
     stack, geometry = math.prod(layer.stack), layer.geometry
     w = affine.w.reshape(stack, geometry.groups, *affine.w.shape[1:])
@@ -399,12 +398,12 @@ class BlockMoments(NamedTuple):
       mean_sq: ``[block, feature]``, likewise.
     """
 
-    count: chex.Array
-    mean: chex.Array
-    mean_sq: chex.Array
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
+    mean: jax.Array
+    mean_sq: jax.Array
 
 
-def _per_block(layer: Layer, count: chex.Array) -> chex.Array:
+def _per_block(layer: Layer, count: jax.Array) -> jax.Array:
     groups = layer.geometry.groups
     return jnp.repeat(count.reshape(-1), groups, total_repeat_length=layer.blocks)
 
@@ -422,21 +421,21 @@ def block_moments(layer: Layer, statistic: Statistic) -> BlockMoments:
     else:
         square, repeats = statistic.sum_sq, layer.geometry.repeats
 
-    def per_feature(total: chex.Array) -> chex.Array:
+    def per_feature(total: jax.Array) -> jax.Array:
         # The window comes before the channel in a kernel, so channels are tiled.
         return jnp.tile(total.reshape(layer.blocks, -1) * scale, (1, repeats))
 
     return BlockMoments(count, per_feature(statistic.sum), per_feature(square))
 
 
-def block_gram(layer: Layer, statistic: Gram) -> tuple[chex.Array, chex.Array]:
+def block_gram(layer: Layer, statistic: Gram) -> tuple[jax.Array, jax.Array]:
     """Returns the mean outer product ``[block, feature, feature]`` and the counts."""
     count = _per_block(layer, statistic.count)
     outer = statistic.outer.reshape(layer.blocks, layer.features, layer.features)
     return outer / jnp.maximum(count, 1)[:, None, None], count
 
 
-def block_inputs(layer: Layer, statistic: Inputs) -> tuple[chex.Array, chex.Array]:
+def block_inputs(layer: Layer, statistic: Inputs) -> tuple[jax.Array, jax.Array]:
     """Returns the design matrix ``[block, sample, feature]`` and the counts."""
     x = statistic.x.reshape(-1, *layer.input_shape)
     design = jax.vmap(layer.geometry.design)(x)  # pyright: ignore[reportAttributeAccessIssue]

@@ -106,7 +106,7 @@ def _conv(module: nn.Conv, x: jax.Array) -> Conv:
     mode = "constant"
     extent = [(k - 1) * d + 1 for k, d in zip(window, dilation)]
     if padding in ("CIRCULAR", "REFLECT"):
-        mode = {"CIRCULAR": "wrap", "REFLECT": "reflect"}[padding]
+        mode = "wrap" if padding == "CIRCULAR" else "reflect"
         padding = [((k - 1) // 2, k // 2) for k in extent]
     elif padding == "CAUSAL":
         padding = [(dilation[0] * (window[0] - 1), 0)]

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -24,7 +23,7 @@ class ScaleByLNBState(NamedTuple):
       starts: each layer's previous ``H``, for solvers that start from it.
     """
 
-    count: chex.Array
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
     momentum: optax.Updates
     metric: dict[str, Any]
     starts: dict[str, Any]
@@ -105,7 +104,7 @@ def scale_by_lnb(
 
     def update_fn(
         updates: optax.Updates,
-        state: ScaleByLNBState,
+        state: Any,
         params: optax.Params | None = None,
         *,
         stats: Mapping[str, Any] | None = None,
@@ -137,13 +136,13 @@ def scale_by_lnb(
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def _bias_correct(m: chex.Array, decay: float, count: chex.Array) -> chex.Array:
+def _bias_correct(m: jax.Array, decay: float, count: jax.Array) -> jax.Array:
     # In float32 at least: bfloat16 cannot tell 0.999 from 1.
     dtype = accumulation_dtype(m.dtype)
     return m.astype(dtype) / (1 - decay ** count.astype(dtype))
 
 
-def _inner(a: chex.Array, b: chex.Array) -> chex.Array:
+def _inner(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.sum(a * b)
 
 

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -42,14 +41,14 @@ class Bound:
         masked_bias = self.bias is None and self.layer.bias is not None
         return self.layer.key if masked_bias else self.layer.source_key
 
-    def affine(self, leaves: list[chex.Array]) -> Affine:
+    def affine(self, leaves: list[jax.Array]) -> Affine:
         """Returns the layer's arrays as matrices, in the statistic's precision."""
         kernel = leaves[self.kernel]
         bias = None if self.bias is None else leaves[self.bias]
         dtype = _statistics.accumulation_dtype(kernel.dtype, self.layer.dtype)
         return _layers.to_affine(self.layer, kernel, bias, dtype)
 
-    def put(self, leaves: list[chex.Array], affine: Affine) -> None:
+    def put(self, leaves: list[jax.Array], affine: Affine) -> None:
         """Writes matrices back over the leaves they came from."""
         kernel, bias = _layers.from_affine(self.layer, affine)
         leaves[self.kernel] = kernel.astype(leaves[self.kernel].dtype)
@@ -75,7 +74,7 @@ def resolve(taps: Taps, solver: Solver | None) -> Solver:
     return solver
 
 
-def bind(taps: Taps, solver: Solver, tree: chex.ArrayTree) -> list[Bound]:
+def bind(taps: Taps, solver: Solver, tree: Any) -> list[Bound]:
     """Finds every tapped layer in a tree shaped like the parameters.
 
     Layers whose kernel is masked out (``optax.MaskedNode``) are skipped; a masked
@@ -115,10 +114,10 @@ def _masked(node: Any) -> bool:
     return isinstance(node, optax.MaskedNode)
 
 
-def _index(entries) -> tuple[dict[tuple[str, ...], Any], list[chex.Array]]:
+def _index(entries) -> tuple[dict[tuple[str, ...], Any], list[jax.Array]]:
     """Maps every path, with and without a box's own suffix, to a leaf's index."""
     index: dict[tuple[str, ...], Any] = {}
-    leaves: list[chex.Array] = []
+    leaves: list[jax.Array] = []
     for path, leaf in entries:
         names = tuple(_name(entry) for entry in path)
         where = leaf if _masked(leaf) else len(leaves)
@@ -196,7 +195,7 @@ def advance(
     bound: list[Bound],
     stats: Mapping[str, Statistic],
     states: Mapping[str, Any],
-    step: chex.Array,
+    step: jax.Array,
     *,
     factored: bool,
 ) -> dict[str, Any]:
@@ -215,7 +214,7 @@ def advance(
     }
 
 
-def init_starts(bound: list[Bound], leaves: list[chex.Array]) -> dict[str, Affine]:
+def init_starts(bound: list[Bound], leaves: list[jax.Array]) -> dict[str, Affine]:
     """Returns zero solutions for the solvers that start from the previous one."""
     starts = {}
     for item in bound:
@@ -235,8 +234,8 @@ def solve(
     stats: Mapping[str, Statistic],
     states: Mapping[str, Any],
     starts: Mapping[str, Affine],
-    leaves: list[chex.Array],
-) -> tuple[list[chex.Array], dict[str, Affine]]:
+    leaves: list[jax.Array],
+) -> tuple[list[jax.Array], dict[str, Affine]]:
     """Returns the preconditioned leaves ``H``, and where the next solve starts."""
     solved, new = list(leaves), {}
     for item in bound:
@@ -255,8 +254,8 @@ def transform(
     bound: list[Bound],
     states: Mapping[str, Any],
     name: Literal["whiten", "unwhiten", "coordinates"],
-    leaves: list[chex.Array],
-) -> list[chex.Array]:
+    leaves: list[jax.Array],
+) -> list[jax.Array]:
     """Maps gradients, updates or weights to or from whitened coordinates."""
     mapped = list(leaves)
     for item in bound:
@@ -267,7 +266,7 @@ def transform(
     return mapped
 
 
-def all_finite(tree: chex.ArrayTree) -> chex.Array:
+def all_finite(tree: Any) -> jax.Array:
     """Returns whether every number in a tree is finite."""
     # A sum is finite only if its terms are (or overflow together, as bad a sign),
     # and reads each array once.
@@ -276,7 +275,7 @@ def all_finite(tree: chex.ArrayTree) -> chex.Array:
 
 
 def keep_if(
-    good: chex.Array, updates: optax.Updates, new: Any, old: Any
+    good: jax.Array, updates: optax.Updates, new: Any, old: Any
 ) -> tuple[optax.Updates, Any]:
     """Returns the step, or zero updates and the old state: bad numbers pass by."""
     updates = jax.tree.map(lambda u: jnp.where(good, u, jnp.zeros_like(u)), updates)

@@ -8,7 +8,6 @@ of a block-diagonal layer (grouped convolutions, batched ``DenseGeneral``).
 
 from typing import Literal, NamedTuple, TypeAlias
 
-import chex
 import jax
 import jax.numpy as jnp
 
@@ -25,9 +24,9 @@ class Moments(NamedTuple):
       sum_sq: shape ``[*stack, group, channel]``.
     """
 
-    count: chex.Array
-    sum: chex.Array
-    sum_sq: chex.Array
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
+    sum: jax.Array
+    sum_sq: jax.Array
 
 
 class Gram(NamedTuple):
@@ -42,9 +41,9 @@ class Gram(NamedTuple):
       outer: shape ``[*stack, group, feature, feature]``.
     """
 
-    count: chex.Array
-    sum: chex.Array
-    outer: chex.Array
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
+    sum: jax.Array
+    outer: jax.Array
 
 
 class Inputs(NamedTuple):
@@ -56,8 +55,8 @@ class Inputs(NamedTuple):
         additive, so a value other than one marks them as unusable.
     """
 
-    x: chex.Array
-    uses: chex.Array
+    x: jax.Array
+    uses: jax.Array
 
 
 Statistic: TypeAlias = Moments | Gram | Inputs
@@ -70,7 +69,7 @@ def accumulation_dtype(*dtypes: jax.typing.DTypeLike) -> jnp.dtype:
     return jnp.dtype(jnp.float64 if wide else jnp.float32)
 
 
-def batched_ones(like: chex.Array, dtype: jnp.dtype) -> chex.Array:
+def batched_ones(like: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """Returns ones that JAX knows to depend on ``like``.
 
     Under ``vmap`` a constant cotangent of an unbatched argument counts once,
@@ -80,14 +79,14 @@ def batched_ones(like: chex.Array, dtype: jnp.dtype) -> chex.Array:
     return jnp.where(like == like, one, one)
 
 
-def moments(samples: chex.Array, dtype: jnp.dtype) -> Moments:
+def moments(samples: jax.Array, dtype: jnp.dtype) -> Moments:
     """Returns the moments of ``[sample, group, channel]`` values, as ``dtype``."""
     x = samples.astype(dtype)
     count = jnp.sum(batched_ones(x[:, 0, :1], dtype), axis=0)
     return Moments(count, jnp.sum(x, axis=0), jnp.sum(jnp.square(x), axis=0))
 
 
-def token_moments(tokens: chex.Array, vocabulary: int, dtype: jnp.dtype) -> Moments:
+def token_moments(tokens: jax.Array, vocabulary: int, dtype: jnp.dtype) -> Moments:
     """Returns the moments of one-hot vectors without forming them."""
     flat = tokens.reshape(-1)
     ones = batched_ones(flat, dtype)
@@ -95,7 +94,7 @@ def token_moments(tokens: chex.Array, vocabulary: int, dtype: jnp.dtype) -> Mome
     return Moments(jnp.sum(ones, keepdims=True), counts, counts)
 
 
-def gram(design: chex.Array, dtype: jnp.dtype) -> Gram:
+def gram(design: jax.Array, dtype: jnp.dtype) -> Gram:
     """Returns the Gram matrix of a ``[group, sample, feature]`` design matrix.
 
     Narrow floats stay narrow in the product, whose sum runs in ``dtype``.

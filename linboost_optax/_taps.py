@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-import chex
 import jax
 import jax.numpy as jnp
 
@@ -15,7 +14,7 @@ from linboost_optax._statistics import Gram, Inputs, Moments, Statistic
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _emit(layer: Layer, y: chex.Array, x: chex.Array, t: Statistic) -> chex.Array:
+def _emit(layer: Layer, y: jax.Array, x: jax.Array, t: Statistic) -> jax.Array:
     return y
 
 
@@ -32,7 +31,7 @@ def _emit_bwd(layer, x, g):
 _emit.defvjp(_emit_fwd, _emit_bwd)
 
 
-def emit(layer: Layer, y: chex.Array, x: chex.Array, t: Statistic) -> chex.Array:
+def emit(layer: Layer, y: jax.Array, x: jax.Array, t: Statistic) -> jax.Array:
     """Returns ``y``; the cotangent of ``t`` becomes the statistic of ``x``.
 
     The tap sits on the output ``y`` rather than on the input because inputs may be
@@ -50,7 +49,7 @@ def emit(layer: Layer, y: chex.Array, x: chex.Array, t: Statistic) -> chex.Array
     return _emit(layer, y, jax.lax.stop_gradient(x), _vary_like(x, t))
 
 
-def _vary_like(x: chex.Array, t: Statistic) -> Statistic:
+def _vary_like(x: jax.Array, t: Statistic) -> Statistic:
     """Returns ``t``, its statistics summed over devices where ``x`` is sharded by hand.
 
     Inside ``jax.shard_map`` inputs differ from device to device and ``t`` does not. A
@@ -62,7 +61,7 @@ def _vary_like(x: chex.Array, t: Statistic) -> Statistic:
     return jax.tree.map(lambda leaf: jnp.where(one == one, leaf, leaf), t)
 
 
-def tap(x: chex.Array, t: Statistic) -> chex.Array:
+def tap(x: jax.Array, t: Statistic) -> jax.Array:
     r"""Returns ``x`` and emits its statistics as the cotangent of ``t``.
 
     .. math::

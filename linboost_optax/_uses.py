@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-import chex
 import jax
 from jax.ad_checkpoint import checkpoint_name
 from jax.extend.core import ClosedJaxpr, Jaxpr
@@ -18,7 +17,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 _PREFIX = "linboost_use:"
 
 
-def mark(key: str, y: chex.Array, x: chex.Array) -> chex.Array:
+def mark(key: str, y: jax.Array, x: jax.Array) -> jax.Array:
     """Returns ``y``, with a mark of one number that depends on ``x``.
 
     The number is what a ``vmap`` makes more of; the barrier keeps it alive.

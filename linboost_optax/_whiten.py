@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -22,7 +21,7 @@ class WhitenState(NamedTuple):
       inner: the inner optimizer's state, in whitened coordinates.
     """
 
-    count: chex.Array
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
     metric: dict[str, Any]
     inner: optax.OptState
 
@@ -106,7 +105,7 @@ def whiten(
 
     def update_fn(
         updates: optax.Updates,
-        state: WhitenState,
+        state: Any,
         params: optax.Params | None = None,
         *,
         stats: Mapping[str, Any] | None = None,
