@@ -25,7 +25,7 @@ def taps(
     model: nn.Module,
     *args: Any,
     statistic: Literal["auto", "moments", "gram", "inputs"] = "auto",
-    max_samples: int | None = None,
+    max_samples: int | None = 256,
     **kwargs: Any,
 ) -> Taps:
     """Finds the linear layers of a model and decides what their taps emit.
@@ -40,8 +40,8 @@ def taps(
       statistic: ``"moments"`` (O(d) memory a layer of width d), ``"gram"`` (O(d^2)),
         ``"inputs"`` (the inputs themselves) or ``"auto"``: Gram for layers up to
         1024 inputs wide, moments above and for embeddings. Default ``"auto"``.
-      max_samples: most rows of the batch that a Gram matrix is made of, evenly
-        spaced; default None, all of them.
+      max_samples: most rows of a batch that a Gram matrix is made of, spread evenly;
+        its moving average over steps sees many more. None takes all. Default 256.
       **kwargs: keyword arguments of the model's call; ``method`` and ``rngs`` go to
         ``model.init``.
 

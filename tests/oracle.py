@@ -87,7 +87,7 @@ def check_statistics(taps, stats, log, params):
         branch = params
         for name in layer.path:
             branch = branch[name]
-        kernels, stat = np.asarray(branch[layer.kernel]), stats[layer.key]
+        kernels, stat = np.asarray(branch[layer.kernel]), stats[layer.source_key]
         for index in np.ndindex(*layer.stack):
             count, total, outer = expected(
                 layer, log.get(layer.path, []), kernels[index]
