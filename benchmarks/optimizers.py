@@ -55,41 +55,33 @@ def muon(schedule: optax.Schedule, taps: Any) -> optax.GradientTransformation:
     )
 
 
-def lnb_incomplete_cholesky(schedule: optax.Schedule, taps: Any):
-    return lbo.lnb(schedule, taps, solver=lbo.IncompleteCholesky())
+def lnb(schedule: optax.Schedule, taps: Any) -> optax.GradientTransformation:
+    """LNB as a newcomer gets it: incomplete Cholesky on moments, else Cholesky."""
+    return lbo.lnb(schedule, taps)
 
 
 def lnb_conjugate_gradient(schedule: optax.Schedule, taps: Any):
     return lbo.lnb(schedule, taps, solver=lbo.ConjugateGradient())
 
 
-def lnb_cholesky(schedule: optax.Schedule, taps: Any):
-    return lbo.lnb(schedule, taps, solver=lbo.Cholesky())
-
-
-def whiten_incomplete_cholesky(schedule: optax.Schedule, taps: Any):
-    return lbo.whiten(optax.adam(schedule), taps, solver=lbo.IncompleteCholesky())
-
-
-def whiten_cholesky(schedule: optax.Schedule, taps: Any):
-    return lbo.whiten(optax.adam(schedule), taps, solver=lbo.Cholesky())
+def whitened_adam(schedule: optax.Schedule, taps: Any) -> optax.GradientTransformation:
+    """Adam in whitened coordinates, solver by default as for LNB."""
+    return lbo.whiten(optax.adam(schedule), taps)
 
 
 OPTIMIZERS: dict[str, Optimizer] = {
     "adam": Optimizer("Adam", adam, 1e-2),
     "muon": Optimizer("Muon", muon, 1e-2),
-    "lnb_ic": Optimizer(
-        "LNB, incomplete Cholesky", lnb_incomplete_cholesky, 0.3, "moments"
-    ),
+    "lnb_ic": Optimizer("LNB, incomplete Cholesky", lnb, 0.3, "moments"),
     "lnb_cg": Optimizer("LNB, conjugate gradient", lnb_conjugate_gradient, 0.3, "gram"),
     "lnb_cg_inputs": Optimizer(
         "LNB, matrix-free CG", lnb_conjugate_gradient, 0.3, "inputs"
     ),
-    "lnb_chol": Optimizer("LNB, Cholesky", lnb_cholesky, 0.3, "auto"),
+    "lnb_chol": Optimizer("LNB, Cholesky", lnb, 0.3, "auto"),
     "whiten_ic": Optimizer(
-        "whiten(Adam), incomplete Cholesky", whiten_incomplete_cholesky, 3e-3, "moments"
+        "whiten(Adam), incomplete Cholesky", whitened_adam, 3e-3, "moments"
     ),
-    "whiten_chol": Optimizer("whiten(Adam), Cholesky", whiten_cholesky, 3e-3, "auto"),
+    "whiten_chol": Optimizer("whiten(Adam), Cholesky", whitened_adam, 3e-3, "auto"),
 }
 
 

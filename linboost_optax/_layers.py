@@ -277,8 +277,8 @@ class Layer:
       bias: name of the bias below ``path``, or None.
       stack: sizes of the leading axes along which layers are stacked.
       max_samples: most rows a Gram matrix is made of, or None for all.
-      source: path of the layer whose tap serves this one too, as both have the same
-        input; None for a layer with a tap of its own.
+      source: path of the layer whose statistic is this one's too, as both have the
+        same input; None for a layer with a statistic of its own.
     """
 
     path: tuple[str, ...]
@@ -339,17 +339,15 @@ def measure(layer: Layer, x: jax.Array) -> Statistic:
 
 
 def some_rows(count: int, limit: int | None) -> np.ndarray | None:
-    """Returns ``limit`` of ``count`` row numbers, spread evenly; None for all.
+    """Returns ``limit`` of ``count`` row numbers, always the same; None for all.
 
-    The golden section spreads them over every axis that the rows were flattened
-    from: a stride that divides the sequence length would only see a few positions.
+    At random, because rows are flattened from several axes: a stride that divides the
+    sequence length would only ever see a few positions.
     """
     if limit is None or count <= limit:
         return None
-    stride = round(count * (math.sqrt(5) - 1) / 2)
-    while math.gcd(stride, count) != 1:
-        stride += 1
-    return np.sort(np.arange(limit) * stride % count)
+    chosen = np.random.default_rng(0).choice(count, limit, replace=False)
+    return np.sort(chosen)
 
 
 def statistic_shapes(layer: Layer) -> Statistic:

@@ -27,7 +27,7 @@ def insert(params: Any, taps: Taps, zeros: Mapping[str, Statistic]) -> Any:
             except (KeyError, TypeError):
                 continue
             if isinstance(branch, dict) and layer.kernel in branch:
-                branch[LEAF] = Leaf(zeros.get(layer.key), layer)
+                branch[LEAF] = Leaf(zeros[layer.source_key], layer)
                 break
         else:
             raise ValueError(
@@ -66,8 +66,8 @@ class Connections:
     """The interceptor that applies taps, and the record of those that were."""
 
     def __init__(self, taps: Taps):
-        self.unseen = {layer.key for layer in taps.layers if layer.source is None}
-        # Inputs by the layer that taps them, to check those that share them.
+        self.unseen = {layer.source_key for layer in taps.layers}
+        # The inputs of every tap, by identity: a shared one counts once.
         self.inputs: dict[str, list[jax.Array]] = {}
         self.reached: set[str] = set()
 
@@ -77,20 +77,16 @@ class Connections:
             return y
         x = _linen_modules.layer_input(args, kwargs)
         _check_call(leaf.layer, context.module, x)
-        if leaf.statistic is None:
-            self._check_shared(leaf.layer, x)
+        key = leaf.layer.source_key
+        self.unseen.discard(key)
+        seen = self.inputs.setdefault(key, [])
+        if any(x is other for other in seen):
             return y
-        self.unseen.discard(leaf.layer.key)
-        self.inputs.setdefault(leaf.layer.key, []).append(x)
+        # Not seen in this very trace: the other layer is in another branch of
+        # `nn.cond`, in another `nn.remat`, or left out. Sums of the same rows, or of
+        # those of the branch that ran, have the right mean all the same.
+        seen.append(x)
         return _taps.emit(leaf.layer, y, x, leaf.statistic)
-
-    def _check_shared(self, layer: Layer, x: jax.Array) -> None:
-        if not any(x is seen for seen in self.inputs.get(layer.source_key, [])):
-            raise ValueError(
-                f"layer '{layer.key}' had the same input as layer '{layer.source_key}' "
-                "when the taps were made and has another one now. Make the taps with "
-                "the arguments and the method that the loss calls."
-            )
 
     def probe(self, key: str, t: Statistic) -> Statistic:
         """Returns ``t``; notes whether anything at all reaches its cotangent."""

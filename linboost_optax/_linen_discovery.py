@@ -13,7 +13,6 @@ from flax.core import unfreeze
 from linboost_optax import _layers, _linen_modules
 from linboost_optax._layers import Layer
 from linboost_optax._linen_modules import LEAF, Leaf, descend
-from linboost_optax._statistics import Statistic
 from linboost_optax._taps import Plain
 
 
@@ -53,21 +52,15 @@ class Discovery:
         # Not `scope.param`: that would draw a key and shift those of other layers.
         assert module.scope is not None
         if not module.scope.has_variable("params", LEAF):
-            module.scope.put_variable("params", LEAF, Leaf(zeros(known), known))
+            shapes = _layers.statistic_shapes(known)
+            zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+            module.scope.put_variable("params", LEAF, Leaf(zeros, known))
 
     def _shared(self, layer: Layer, x: jax.Array) -> Layer:
         """Returns the layer, served by an earlier one that has the same input."""
         key = (id(x), _layers.design_of(layer), layer.bias is None)
         _, source = self.inputs.setdefault(key, (x, layer.path))
         return layer if source == layer.path else replace(layer, source=source)
-
-
-def zeros(layer: Layer) -> Statistic | None:
-    """Returns the zero statistic of a layer, None if another layer's tap serves it."""
-    if layer.source is not None:
-        return None
-    shapes = _layers.statistic_shapes(layer)
-    return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
 
 def abstract(
@@ -104,9 +97,9 @@ def with_stack(layer: Layer, params: Mapping) -> Layer:
     own = layer.geometry.kernel_shape
     stack = shape[: len(shape) - len(own)]
     stacked = replace(layer, stack=stack)
-    got = [leaf.shape for leaf in jax.tree.leaves(branch[LEAF].statistic)]
+    got = [leaf.shape for leaf in branch[LEAF].statistic]
     want = [leaf.shape for leaf in _layers.statistic_shapes(stacked)]
-    if shape != stack + own or got != (want if layer.source is None else []):
+    if shape != stack + own or got != want:
         raise ValueError(
             f"layer '{layer.key}': layers must be stacked along the first axis, got a "
             f"kernel of shape {shape} for layers of shape {own}. Use "

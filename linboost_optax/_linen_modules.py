@@ -36,12 +36,9 @@ trace_context = jax.make_user_context(None)
 )
 @dataclass(frozen=True)
 class Leaf:
-    """What sits beside a kernel. The static layer makes caches tell taps apart.
+    """What sits beside a kernel. The static layer makes caches tell taps apart."""
 
-    The statistic is None where the tap of another layer with the same input serves.
-    """
-
-    statistic: Statistic | None
+    statistic: Statistic
     layer: Layer
 
 

@@ -37,7 +37,8 @@ def for_layer(solver: Solver, layer: Layer) -> LayerSolver:
     if layer.statistic == "moments" and isinstance(solver, ConjugateGradient):
         return solver.preconditioner
     if layer.statistic == "moments" and isinstance(solver, Cholesky):
-        return IncompleteCholesky()
+        # Mean and mean square of one age, as in the Gram matrix beside it.
+        return IncompleteCholesky(b_mu=solver.decay, b_nu=solver.decay)
     if layer.statistic == "inputs" and isinstance(solver, Cholesky):
         if solver.ridge == 0:
             raise ValueError(

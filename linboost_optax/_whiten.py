@@ -56,8 +56,9 @@ def whiten(
         Muon, a chain of them. It includes the learning rate.
       taps: the tapped layers, from ``linen.taps``.
       solver: ``IncompleteCholesky()`` or ``Cholesky()``, the solvers that have a
-        factor :math:`C`; default None is ``Cholesky()`` if any layer has a Gram
-        matrix, else ``IncompleteCholesky()``.
+        factor :math:`C`; default None is the measured choice, ``Cholesky(ridge=0.03)``
+        if any layer has a Gram matrix, else
+        ``IncompleteCholesky(b_mu=0.95, b_nu=0.95)``.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs`` with ``WhitenState``; ``update``

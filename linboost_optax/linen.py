@@ -40,8 +40,9 @@ def taps(
       statistic: ``"moments"`` (O(d) memory a layer of width d), ``"gram"`` (O(d^2)),
         ``"inputs"`` (the inputs themselves) or ``"auto"``: Gram for layers up to
         1024 inputs wide, moments above and for embeddings. Default ``"auto"``.
-      max_samples: most rows of a batch that a Gram matrix is made of, spread evenly;
-        its moving average over steps sees many more. None takes all. Default 256.
+      max_samples: most rows of a batch that a Gram matrix is made of, a fixed
+        random choice; its moving average over steps sees many more. None takes all.
+        Default 256.
       **kwargs: keyword arguments of the model's call; ``method`` and ``rngs`` go to
         ``model.init``.
 

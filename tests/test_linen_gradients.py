@@ -176,7 +176,7 @@ class Heads(nn.Module):
 
     def __call__(self, x):
         x = self.trunk(x)
-        return self.left(x), self.right(x)
+        return self.left(x), self.right(jnp.tanh(x))
 
     def one(self, x):
         return self.left(self.trunk(x))

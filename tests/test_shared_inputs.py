@@ -133,15 +133,74 @@ def test_layers_stacked_by_scan_share_block_by_block():
     assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(updates))
 
 
-def test_an_input_that_is_shared_no_more_is_an_error():
+def test_inputs_that_differ_in_the_loss_are_both_counted():
     _, x, params, _, taps = setup()
     changed = Heads(swap=True)
 
     def loss_fn(params, x):
         return jnp.mean(changed.apply({"params": params}, x))
 
-    with pytest.raises(ValueError, match=r"layer 'k' had the same input as layer 'q'"):
-        linen.value_and_grad(loss_fn, taps)(params, x)
+    _, _, stats = linen.value_and_grad(loss_fn, taps)(params, x)
+    np.testing.assert_array_equal(stats["q"].count, 64)
+    want = x.sum(axis=0) + jnp.sin(x).sum(axis=0)
+    np.testing.assert_allclose(stats["q"].sum[0], want, rtol=1e-4)
+
+
+def test_the_first_layer_of_a_group_may_be_left_out():
+    model, x, params, _, taps = setup()
+
+    class OnlyKey(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(4, name="k")(x)
+
+    def loss_fn(params, x):
+        return jnp.mean(jnp.square(OnlyKey().apply({"params": params}, x)))
+
+    function = linen.value_and_grad(loss_fn, taps, allow_unconnected=True)
+    _, _, stats = function(params, x)
+    np.testing.assert_array_equal(stats["q"].count, 32)
+    np.testing.assert_array_equal(stats["out"].count, 0)
+
+
+@pytest.mark.parametrize("branch", [0, 1])
+def test_branches_share_the_statistic_of_the_one_that_ran(branch):
+    class Model(nn.Module):
+        @nn.compact
+        def __call__(self, x, flag):
+            first, second = nn.Dense(4, name="a"), nn.Dense(4, name="b")
+            if self.is_initializing():
+                return first(x) + second(x)
+            return nn.cond(
+                flag, lambda _, x: first(x), lambda _, x: second(2 * x), self, x
+            )
+
+    x = jax.random.normal(jax.random.key(0), (9, 3)) + 1.0
+    model = Model()
+    params = model.init(jax.random.key(1), x, True)["params"]
+    taps = linen.taps(model, x, jnp.array(True))
+
+    def loss_fn(params):
+        return jnp.mean(model.apply({"params": params}, x, jnp.array(branch == 0)))
+
+    _, _, stats = linen.value_and_grad(loss_fn, taps)(params)
+    np.testing.assert_array_equal(stats["a"].count, 9)
+    np.testing.assert_allclose(
+        stats["a"].sum[0], (1 + branch) * x.sum(axis=0), rtol=CLOSE
+    )
+
+
+def test_a_cached_function_is_not_taken_for_unconnected():
+    model, x, params, _, taps = setup()
+    apply = jax.jit(lambda params, x: model.apply({"params": params}, x))
+
+    def loss_fn(params, x):
+        return jnp.mean(apply(params, x))
+
+    function = linen.value_and_grad(loss_fn, taps)
+    first, second = function(params, x)[2], function(params, x)[2]
+    for a, b in zip(*map(jax.tree.leaves, (first, second)), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 @pytest.mark.parametrize("solver", [lbo.ConjugateGradient(), lbo.Cholesky()], ids=str)

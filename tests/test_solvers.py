@@ -303,7 +303,8 @@ def test_solvers_fall_back_where_a_statistic_is_too_small():
     moments, inputs = make_layer("moments"), make_layer("inputs")
     cg = lbo.ConjugateGradient(shrinkage=0.3)
     assert _solvers.for_layer(cg, moments) == lbo.IncompleteCholesky(shrinkage=0.3)
-    assert _solvers.for_layer(lbo.Cholesky(), moments) == lbo.IncompleteCholesky()
+    same_age = lbo.IncompleteCholesky(b_mu=0.9, b_nu=0.9)
+    assert _solvers.for_layer(lbo.Cholesky(decay=0.9), moments) == same_age
     assert _solvers.for_layer(lbo.Cholesky(0.2), inputs) == DualCholesky(0.2)
     with pytest.raises(ValueError, match=r"`ridge` must be > 0 for layer 'layer'"):
         _solvers.for_layer(lbo.Cholesky(ridge=0), inputs)
