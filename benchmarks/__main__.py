@@ -10,8 +10,13 @@ Jobs:
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
+
+# LAPACK's threads spin against XLA's when cores are few: 3 ms or 500 ms for one
+# factorisation, by chance. One thread is the steadier clock, and the same for all.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 JOBS = ("main", "whiten", "step_time", "sensitivity", "ills")
 ALL_TASKS = [
