@@ -154,7 +154,9 @@ def test_both_papers_are_cited():
 def test_links_and_files_exist(name):
     text = (ROOT / name).read_text()
     links = re.findall(r"\]\((?!https?:)(.+?)\)", text)
-    files = re.findall(r"`((?:\.ci|benchmarks|notebooks|linboost_optax|tests)/\S*)`", text)
+    files = re.findall(
+        r"`((?:\.ci|benchmarks|notebooks|linboost_optax|tests)/\S*)`", text
+    )
     files += [f"linboost_optax/{f}" for f in re.findall(r"`(_?[a-z_]+\.py)`", text)]
     assert not [path for path in links + files if not (ROOT / path).exists()]
 

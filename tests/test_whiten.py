@@ -211,9 +211,7 @@ def test_tree_map_params():
 
 def test_bad_arguments():
     model, params, batch, taps = setup()
-    with pytest.raises(
-        TypeError, match=r"`inner` must be an optax.*got float"
-    ):
+    with pytest.raises(TypeError, match=r"`inner` must be an optax.*got float"):
         lbo.whiten(1e-2, taps)
     with pytest.raises(TypeError, match=r"`taps` must be a Taps"):
         lbo.whiten(optax.adam(1e-2), model)
