@@ -70,6 +70,8 @@ def ills(
        steps, with the last layer eliminated and damping :math:`\mu`;
     3. refit the last layer exactly; accept if :math:`F` falls.
 
+    The first iteration is step 3 alone.
+
     ``method="published"`` instead inverts the activations (see References). With an
     output activation :math:`g` it measures its loss on
     :math:`g^{-1}(y)`, the ideal pre-activations of the output.
@@ -219,62 +221,46 @@ def iterate(
         batch = batch._replace(targets=invert_targets(config, batch.targets))
     # Accumulating Gram matrices in reduced precision would cost the small directions.
     with jax.default_matmul_precision("highest"):
-        current, scale, before = _start(config, layers, state, batch)
-        working = working_batch(config, current, scale, batch)
-        hidden = _propose(config, current, state, working)
-        last = refit_output(config, [*hidden, current[-1]], state.damping, working)
-        candidate = _as_applied(layers, [*hidden, last])
+        scale = jnp.where(
+            state.count == 0,
+            state.scale,
+            update_scale(config, layers, state.scale, batch),
+        )
+        before = objective(config, layers, scale, batch)
+        working = working_batch(config, layers, scale, batch)
+        hidden = _propose(config, layers, state, working)
+        last = refit_output(config, [*hidden, layers[-1]], state.damping, working)
+        # Weights as they will be once the update is added, rounding included.
+        steps = [v - w for v, w in zip([*hidden, last], layers, strict=True)]
+        candidate = [w + step for w, step in zip(layers, steps, strict=True)]
         after = objective(config, candidate, scale, batch)
     accepted = after < before
-    new = [
-        jnp.where(accepted, a, b) for a, b in zip(candidate, current, strict=True)
-    ]
-    step = write_layers(
-        config.network,
-        params,
-        [a - b for a, b in zip(candidate, current, strict=True)],
-    )
-    state = _advance(state, accepted, before, after, step, scale)
-    return [a - b for a, b in zip(new, layers, strict=True)], state
-
-
-def _as_applied(layers: Layers, wanted: Layers) -> Layers:
-    """Weights as they will be once the update is added, rounding included."""
-    return [w + (v - w) for v, w in zip(wanted, layers, strict=True)]
-
-
-def _start(
-    config: IllsConfig, layers: Layers, state: IllsState, batch: Batch
-) -> tuple[Layers, jax.Array, jax.Array]:
-    """Weights to start from, robust scale and objective there.
-
-    The first iteration refits the last layer beforehand: directions through an
-    arbitrary last layer are worth nothing.
-    """
-
-    def refit(_):
-        working = working_batch(config, layers, state.scale, batch)
-        last = refit_output(config, layers, state.damping, working)
-        fitted = _as_applied(layers, [*layers[:-1], last])
-        better = objective(config, fitted, state.scale, batch) < objective(
-            config, layers, state.scale, batch
-        )
-        return [jnp.where(better, a, b) for a, b in zip(fitted, layers, strict=True)]
-
-    current = jax.lax.cond(state.count == 0, refit, lambda _: list(layers), None)
-    scale = update_scale(config, current, state.scale, batch)
-    return current, scale, objective(config, current, scale, batch)
+    previous = write_layers(config.network, params, steps)
+    steps = [jnp.where(accepted, step, 0) for step in steps]
+    return steps, _advance(state, accepted, before, after, previous, scale)
 
 
 def _propose(
     config: IllsConfig, layers: Layers, state: IllsState, working: Batch
 ) -> Layers:
-    """New hidden layers by the chosen method."""
+    """New hidden layers by the chosen method; at first the ones there are.
+
+    The first iteration only refits the last layer: directions through an arbitrary
+    last layer are worth nothing.
+    """
     if len(layers) == 1:
         return []
     if config.method == "published":
-        # The sweep ends at the output pre-activation, whose targets are inverted.
-        return sweep(config, layers, state.damping, working)
+        new = sweep(config, layers, state.damping, working)
+    else:
+        new = _weighted(config, layers, state, working)
+    first = state.count == 0
+    return [jnp.where(first, w, v) for v, w in zip(new, layers, strict=False)]
+
+
+def _weighted(
+    config: IllsConfig, layers: Layers, state: IllsState, working: Batch
+) -> Layers:
     previous = read_layers(config.network, state.previous)
     if config.combine == "parameter":
         groups = [[w] for w in layers[:-1]]  # Only their shapes are used.

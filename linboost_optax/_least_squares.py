@@ -8,8 +8,6 @@ solved at once; a singular matrix gives a finite answer, never NaN.
 import jax
 import jax.numpy as jnp
 
-_JITTER_TRIES = 8
-
 
 def weighted_gram(a: jax.Array, weights: jax.Array) -> jax.Array:
     r"""Weighted Gram matrices :math:`\sum_i c_{ij} a_i a_i^\top`, one a column ``j``.
@@ -92,23 +90,22 @@ def factorize(gram: jax.Array) -> tuple[jax.Array, jax.Array]:
     unit = gram * scale[:, :, None] * scale[:, None, :]
     # A feature that is always 0 gets a unit pivot, hence coefficient 0.
     unit = add_diagonal(unit, jnp.where(alive, 0, 1).astype(gram.dtype))
-    epsilon = gram.shape[-1] * jnp.finfo(gram.dtype).eps
+    epsilon = gram.shape[-1] * float(jnp.finfo(gram.dtype).eps)
+    jitters = jnp.asarray([0, *(epsilon * 10**k for k in range(7))], gram.dtype)
 
     def good(factor):
         return jnp.all(jnp.isfinite(factor), axis=(-2, -1), keepdims=True)
 
     def unfinished(carry):
-        tries, _, factor = carry
-        return (tries < _JITTER_TRIES) & ~jnp.all(good(factor))
+        tries, factor = carry
+        return (tries < len(jitters)) & ~jnp.all(good(factor))
 
-    def retry(carry):
-        tries, jitter, factor = carry
-        again = _cholesky(add_diagonal(unit, jitter[None, None]))
-        return tries + 1, jitter * 10, jnp.where(good(factor), factor, again)
+    def attempt(carry):
+        tries, factor = carry
+        again = jax.lax.linalg.cholesky(
+            add_diagonal(unit, jitters[tries][None, None]), symmetrize_input=False
+        )
+        return tries + 1, jnp.where(good(factor), factor, again)
 
-    start = (jnp.int32(0), jnp.asarray(epsilon, gram.dtype), _cholesky(unit))
-    return scale, jax.lax.while_loop(unfinished, retry, start)[2]
-
-
-def _cholesky(matrix: jax.Array) -> jax.Array:
-    return jax.lax.linalg.cholesky(matrix, symmetrize_input=False)
+    start = (jnp.int32(0), jnp.full_like(unit, jnp.nan))
+    return scale, jax.lax.while_loop(unfinished, attempt, start)[1]
