@@ -2,14 +2,21 @@
 
 from linboost_optax._activations import Activation
 from linboost_optax._ills import IllsState, ills
+from linboost_optax._ills_code import IllsCode
+from linboost_optax._ills_fit import IllsResult, fit_ills
+from linboost_optax._init_mlp import init_mlp
 from linboost_optax._network import Dense, Network, network, predict
 
 __all__ = [
     "Activation",
     "Dense",
+    "IllsCode",
+    "IllsResult",
     "IllsState",
     "Network",
+    "fit_ills",
     "ills",
+    "init_mlp",
     "network",
     "predict",
 ]

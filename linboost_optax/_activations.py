@@ -104,9 +104,7 @@ TABLE = {
             math.pi / 2,
         ),
         Activation("asinh", jnp.arcsinh, jnp.sinh, lambda z: jax.lax.rsqrt(1 + z**2)),
-        Activation(
-            "softplus", jax.nn.softplus, _softplus_inverse, jax.nn.sigmoid, 0.0
-        ),
+        Activation("softplus", jax.nn.softplus, _softplus_inverse, jax.nn.sigmoid, 0.0),
         Activation("elu", jax.nn.elu, _elu_inverse, _elu_slope, -1.0),
         Activation("leaky_relu", jax.nn.leaky_relu, _leaky_relu_inverse),
         # No inverse: accepted by the weighted method, refused by the published one.

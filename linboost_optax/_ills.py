@@ -293,9 +293,5 @@ def _advance(
         scale=scale,
     )
     sound = jnp.isfinite(before)
-    frozen = state._replace(
-        accepted=jnp.zeros((), bool), rejected=state.rejected + 1
-    )
+    frozen = state._replace(accepted=jnp.zeros((), bool), rejected=state.rejected + 1)
     return jax.tree.map(lambda a, b: jnp.where(sound, a, b), advanced, frozen)
-
-

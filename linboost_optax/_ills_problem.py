@@ -104,9 +104,7 @@ def working_batch(
     def chunk(part: Batch):
         z = forward(config.network, layers, part.inputs).out
         residual = part.targets - response(config, z)
-        weight = part.weights * loss_weight(
-            config.loss, config.cutoff, residual, scale
-        )
+        weight = part.weights * loss_weight(config.loss, config.cutoff, residual, scale)
         if not output_kind(config):
             return part.targets, weight
         slope = config.network.last.activation.slope(z)

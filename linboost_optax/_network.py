@@ -181,7 +181,8 @@ def read_layers(network: Network, params: Any) -> Layers:
         ValueError: if a layer is missing, has another shape or dtype than described.
     """
     leaves = {
-        path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+        path_name(path): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
     }
     layers = []
     for layer in network.layers:
@@ -201,7 +202,9 @@ def read_layers(network: Network, params: Any) -> Layers:
                 f"`{layer.kernel}` must have shape {expected}, got {parts[0].shape}. "
                 "Describe the network anew."
             )
-        layers.append(jnp.concatenate([part.reshape(-1, expected[1]) for part in parts]))
+        layers.append(
+            jnp.concatenate([part.reshape(-1, expected[1]) for part in parts])
+        )
     _check_dtype(network, layers)
     return layers
 
