@@ -34,9 +34,9 @@ class Sums(NamedTuple):
 
     gram: jax.Array  # E^T E, [direction, direction]
     rhs: jax.Array  # E^T R, [direction]
-    cross: jax.Array  # A^T E, [output, input + 1, direction]
+    cross: jax.Array  # A^T E, [input + 1, output, direction]
     last_gram: jax.Array  # A^T A, [group, input + 1, input + 1]
-    last_rhs: jax.Array  # A^T R, [output, input + 1]
+    last_rhs: jax.Array  # A^T R, [input + 1, output]
 
 
 def combine(
@@ -128,9 +128,11 @@ def _accumulate(
         return Sums(
             gram=flat.T @ effects.reshape(samples, -1),
             rhs=flat.T @ residual.reshape(samples),
-            cross=jnp.einsum("bi,bkp->kip", a, weighted),
+            cross=(a.T @ weighted.reshape(len(a), -1)).reshape(
+                a.shape[1], *effects.shape[1:]
+            ),
             last_gram=weighted_gram(a, part.weights),
-            last_rhs=(weights * residual).T @ a,
+            last_rhs=a.T @ (weights * residual),
         )
 
     return sum_over_chunks(chunk, working, config.chunk_size, config.axis_name)
@@ -144,7 +146,7 @@ def _penalize(
     mask = config.output_ridge * kernel_mask(last, sums.rhs.dtype)
     sums = sums._replace(
         last_gram=add_diagonal(sums.last_gram, mask[None, :, 0]),
-        last_rhs=sums.last_rhs - (mask * layers[-1]).T,
+        last_rhs=sums.last_rhs - mask * layers[-1],
     )
     if isinstance(config.hidden_ridge, int | float) and config.hidden_ridge == 0:
         return sums
@@ -164,16 +166,13 @@ def _penalize(
 def _eliminate_last_layer(sums: Sums) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The projected system, and the unprojected diagonal to judge its rounding by."""
     scale, factor = factorize(sums.last_gram)
-    outputs, width, count = sums.cross.shape
+    width, outputs, count = sums.cross.shape
     both = jnp.concatenate([sums.cross, sums.last_rhs[:, :, None]], axis=2)
-    if factor.shape[0] == 1:
-        both = both.transpose(1, 0, 2).reshape(1, width, -1)
+    shared = factor.shape[0] == 1
+    both = both.reshape(1, width, -1) if shared else both.transpose(1, 0, 2)
     half = jax.lax.linalg.triangular_solve(
         factor, both * scale[:, :, None], left_side=True, lower=True
-    )
-    if factor.shape[0] == 1:
-        half = half.reshape(width, outputs, count + 1).transpose(1, 0, 2)
-    half = half.reshape(outputs * width, count + 1)
+    ).reshape(outputs * width, count + 1)
     cross, rhs = half[:, :count], half[:, count]
     return (
         sums.gram - cross.T @ cross,

@@ -7,6 +7,7 @@ solved at once; a singular matrix gives a finite answer, never NaN.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def weighted_gram(a: jax.Array, weights: jax.Array) -> jax.Array:
@@ -22,9 +23,14 @@ def weighted_gram(a: jax.Array, weights: jax.Array) -> jax.Array:
     width = a.shape[1]
     if weights.shape[1] == 1:
         return ((a * weights).T @ a)[None]
-    # All products of two features against all weights: one matrix product.
-    products = (a[:, :, None] * a[:, None, :]).reshape(a.shape[0], width * width)
-    return (weights.T @ products).reshape(-1, width, width)
+    # All products of two features against all weights: one matrix product, of which
+    # the symmetric half is enough.
+    products = [a[:, i : i + 1] * a[:, i:] for i in range(width)]
+    half = weights.T @ jnp.concatenate(products, axis=1)
+    row, column = np.triu_indices(width)
+    position = np.zeros((width, width), np.int32)
+    position[row, column] = position[column, row] = np.arange(len(row))
+    return half[:, position]
 
 
 def add_diagonal(gram: jax.Array, diagonal: jax.Array) -> jax.Array:
