@@ -115,8 +115,7 @@ def _seed(problem, corruption, seed, hidden) -> dict[str, Any]:
         curves["ILLS, tuned"] = [_ills(network, params, split, options, True)]
     if corruption == "outliers":
         curves["adam, Huber"] = [
-            trainers.adam(network, params, split, r, loss="huber", **run)
-            for r in RATES
+            trainers.adam(network, params, split, r, loss="huber", **run) for r in RATES
         ]
     curves = {k: [np.asarray(c) for _, c in v] for k, v in curves.items()}
     target = min(c[-1, 0] for c in curves["adam"])
@@ -151,7 +150,9 @@ def _reduced(runs: list[np.ndarray], target: float) -> dict[str, float]:
 
 def _mlp(split, hidden, seed) -> dict[str, float]:
     x, y = (np.asarray(a) for a in split.train)
-    model = MLPRegressor(hidden, activation="tanh", max_iter=500, random_state=seed)
+    model = MLPRegressor(
+        hidden_layer_sizes=hidden, activation="tanh", max_iter=500, random_state=seed
+    )
     start = time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # It seldom converges in its iterations.

@@ -43,9 +43,9 @@ def adam(network, params, split, rate, *, steps=2000, full=False, loss="squared"
 
     def step(carry, _):
         params, state = carry
-        value, grads = jax.value_and_grad(
-            lambda p: _loss(network, p, split[0], loss)
-        )(params)
+        value, grads = jax.value_and_grad(lambda p: _loss(network, p, split[0], loss))(
+            params
+        )
         errors = _errors(network, params, split, True) if full else value[None]
         updates, state = tx.update(grads, state)
         return (optax.apply_updates(params, updates), state), errors

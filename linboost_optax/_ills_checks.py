@@ -165,8 +165,8 @@ def _check_finite(name: str, array: jax.Array) -> None:
     bad = int(np.sum(~np.isfinite(np.asarray(array))))
     if bad:
         raise ValueError(
-            f"`{name}` must be finite, got {bad} NaN or infinite values. Drop or impute "
-            "them; for missing targets pass `mask`."
+            f"`{name}` must be finite, got {bad} NaN or infinite values. Drop or "
+            "impute them; for missing targets pass `mask`."
         )
 
 

@@ -65,6 +65,7 @@ def fit_ills(
     tol: float = 1e-4,
     patience: int = 10,
     polish: int = 0,
+    state: IllsState | None = None,
     **options: Any,
 ) -> IllsResult:
     r"""Train a network by ILLS until it converges.
@@ -90,6 +91,7 @@ def fit_ills(
         polish: at most this many iterations of Levenberg-Marquardt over all hidden
             parameters after the run has converged. Default 0. It costs the cube of
             their number and pays on small noise-free problems.
+        state: of an earlier result, to go on from it. Default a fresh one.
         **options: arguments of :func:`ills`.
 
     Returns:
@@ -116,7 +118,8 @@ def fit_ills(
             f"`polish` must be an integer >= 0, got {polish!r}. 0 leaves it out."
         )
     config = IllsConfig(network, **options)
-    state = from_config(config).init(params)
+    fresh = from_config(config).init(params)
+    state = fresh if state is None else state._replace(rejected=fresh.rejected)
     dtype = read_layers(network, params)[0].dtype
     check_scale(inputs, dtype)
     data = make_batch(network, inputs, targets, sample_weight, mask, dtype, None)

@@ -1,5 +1,6 @@
 """Random start weights for a plain list of layers."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,7 +36,7 @@ def init_mlp(key: jax.Array, sizes: Sequence[int], dtype: Any = jnp.float32) -> 
             "features, hidden units and outputs, e.g. (3, 20, 1)."
         )
     params = []
-    for fan_in, units in zip(sizes, sizes[1:], strict=False):
+    for fan_in, units in itertools.pairwise(sizes):
         key, kernel_key, bias_key = jax.random.split(key, 3)
         scale = fan_in**-0.5
         kernel = scale * jax.random.normal(kernel_key, (fan_in, units), dtype)

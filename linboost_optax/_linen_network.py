@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from linboost_optax._intercepted import Seen, Trace, describe
-from linboost_optax._network import Network
+from linboost_optax._network import Network, path_name
 
 
 def network(model: nn.Module, x: Any) -> Network:
@@ -62,9 +62,9 @@ def network(model: nn.Module, x: Any) -> Network:
         with nn.intercept_methods(replace):
             out, rest = model.init_with_output(jax.random.key(0), probe)
         if jax.tree.leaves(rest):
+            names = [path_name(p) for p, _ in jax.tree_util.tree_leaves_with_path(rest)]
             raise ValueError(
-                "all weights of the model must be in dense layers, but it also has "
-                f"{sorted(jax.tree_util.keystr(p, simple=True, separator='/') for p, _ in jax.tree_util.tree_leaves_with_path(rest))}."  # noqa: E501
+                f"all weights of the model must be in dense layers, but it has {names}."
                 " Describe the part that is a stack of dense layers with `network`."
             )
         return trace._replace(out=out)

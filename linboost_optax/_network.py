@@ -111,15 +111,15 @@ def network(
     Example:
         >>> import jax.numpy as jnp
         >>> import linboost_optax as lbo
-        >>> params = [(jnp.ones((3, 8)), jnp.zeros(8)), (jnp.ones((8, 1)), jnp.zeros(1))]
+        >>> params = [(jnp.ones((3, 8)), jnp.zeros(8)), jnp.ones((8, 1))]
         >>> print(lbo.network(params))
         0/0: 3 -> 8, tanh
-        1/0: 8 -> 1, identity
+        1: 8 -> 1, no bias, identity
     """
     if not isinstance(params, list | tuple):
         raise TypeError(
-            f"`params` must be a list of layers, got {type(params).__name__}. For a "
-            "Linen model use `linen.network(model, x)`, for NNX `nnx.network(model, x)`."
+            f"`params` must be a list of layers, got {type(params).__name__}. Use "
+            "`linen.network(model, x)` for Linen, `nnx.network(model, x)` for NNX."
         )
     hidden = get_activation(activation, "activation")
     last = get_activation(output_activation, "output_activation")

@@ -84,9 +84,7 @@ def network(model: nnx.Module, x: Any) -> Network:
 
 
 def _names(state: Any) -> list[str]:
-    return [
-        "/".join(map(str, path)) for path, _ in nnx.to_flat_state(state)
-    ]
+    return ["/".join(map(str, path)) for path, _ in nnx.to_flat_state(state)]
 
 
 @contextlib.contextmanager

@@ -1,8 +1,9 @@
 """A scikit-learn regressor trained by ILLS (the only file that imports sklearn)."""
 
 import contextlib
+import itertools
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -76,8 +77,11 @@ class IllsRegressor(RegressorMixin, BaseEstimator):
         See :func:`ills`.
     """
 
-    _parameter_constraints = {
-        "hidden_layer_sizes": ["array-like", Interval(Integral, 1, None, closed="left")],
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "hidden_layer_sizes": [
+            "array-like",
+            Interval(Integral, 1, None, closed="left"),
+        ],
         "activation": [StrOptions(set(TABLE)), Activation],
         "method": [StrOptions(set(METHODS))],
         "combine": [StrOptions(set(COMBINES))],
@@ -220,6 +224,7 @@ class IllsRegressor(RegressorMixin, BaseEstimator):
             sample_weight=weights,
             validation=validation,
             max_iter=max_iter,
+            state=self._state if keep else None,
             tol=self.tol,
             patience=self.n_iter_no_change,
             method=self.method,
@@ -232,6 +237,8 @@ class IllsRegressor(RegressorMixin, BaseEstimator):
         )
         self.coefs_ = [np.asarray(kernel) for kernel, _ in result.params]
         self.intercepts_ = [np.asarray(bias) for _, bias in result.params]
+        # As NumPy arrays, so that an estimator pickles without devices.
+        self._state = jax.tree.map(np.asarray, result.state)
         self.code_ = result.code
         self.n_iter_ = result.iterations
         curve = result.objectives.tolist()
@@ -291,7 +298,7 @@ class IllsRegressor(RegressorMixin, BaseEstimator):
             )
         sizes = [inputs.shape[1], *hidden.tolist(), targets.shape[1]]
         params = []
-        for fan_in, units in zip(sizes, sizes[1:], strict=False):
+        for fan_in, units in itertools.pairwise(sizes):
             drawn = rng.normal(size=(fan_in + 1, units)) / np.sqrt(fan_in)
             drawn = jnp.asarray(drawn, inputs.dtype)
             params.append((drawn[:-1], drawn[-1]))

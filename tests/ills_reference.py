@@ -1,5 +1,7 @@
 """Independent NumPy references for ILLS: explicit designs and `lstsq`, no sums."""
 
+import itertools
+
 import numpy as np
 
 # Direct solves in float64 agree with `lstsq` to this.
@@ -11,7 +13,7 @@ def random_problem(seed, sizes, n=60, outputs_scale=1.0):
     rng = np.random.default_rng(seed)
     params = [
         (rng.normal(size=(a, b)) / np.sqrt(a), rng.normal(size=b) / np.sqrt(a))
-        for a, b in zip(sizes, sizes[1:], strict=False)
+        for a, b in itertools.pairwise(sizes)
     ]
     x = rng.normal(size=(n, sizes[0]))
     y = outputs_scale * rng.normal(size=(n, sizes[-1]))

@@ -81,9 +81,12 @@ def test_linen_compact():
 )
 def test_linen_activations_are_recognised(name):
     net = _linen_network.network(sequential(getattr(nn, name)), X)
-    assert net.layers[0].activation is lbo.network(
-        [jnp.ones((3, 4)), jnp.ones((4, 1))], activation=name
-    ).layers[0].activation
+    assert (
+        net.layers[0].activation
+        is lbo.network([jnp.ones((3, 4)), jnp.ones((4, 1))], activation=name)
+        .layers[0]
+        .activation
+    )
 
 
 def test_linen_unknown_activation_becomes_its_own():
@@ -173,8 +176,13 @@ def test_other_parameters_get_zero_updates():
     params = {"net": lbo.init_mlp(jax.random.key(0), (3, 4, 1)), "other": jnp.ones(2)}
     net = lbo.network(params["net"])
     layers = [
-        lbo.Dense(f"net/{d.kernel}", f"net/{d.bias}", *(d.features_in,), 
-                  d.features_out, d.activation)
+        lbo.Dense(
+            f"net/{d.kernel}",
+            f"net/{d.bias}",
+            *(d.features_in,),
+            d.features_out,
+            d.activation,
+        )
         for d in net.layers
     ]
     new = trains(lbo.Network(tuple(layers)), params)

@@ -56,8 +56,8 @@ def test_fitted_on_affine_data_predicts_affinely(friedman):
     """Standardised inside: units of inputs and targets do not matter."""
     x, y = friedman
     plain = IllsRegressor(**QUICK).fit(x, y).predict(x)
-    moved = IllsRegressor(**QUICK).fit(1e3 * x - 5e4, 1e-3 * y + 7).predict(
-        1e3 * x - 5e4
+    moved = (
+        IllsRegressor(**QUICK).fit(1e3 * x - 5e4, 1e-3 * y + 7).predict(1e3 * x - 5e4)
     )
     np.testing.assert_allclose((moved - 7) * 1e3, plain, atol=1e-4 * plain.std())
 
