@@ -161,7 +161,7 @@ def _mlp(split, hidden, seed) -> dict[str, float]:
 
     def error(data):
         inputs, targets = (np.asarray(a) for a in data)
-        predicted = model.predict(inputs).reshape(targets.shape)
+        predicted = np.reshape(model.predict(inputs), targets.shape)
         return float(np.sqrt(np.mean((predicted - targets) ** 2)))
 
     return {

@@ -1,6 +1,6 @@
 """Regression problems for the ILLS benchmark: bundled or generated, nothing fetched."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,8 +33,10 @@ class Split(NamedTuple):
 def load(problem: str, corruption: str, seed: int) -> Split:
     """Draw one problem: 70 % training, 10 % validation, 20 % test."""
     x, y = _raw(problem, seed)
-    x, x_test, y, y_test = train_test_split(x, y, test_size=0.2, random_state=seed)
-    x, x_val, y, y_val = train_test_split(x, y, test_size=0.125, random_state=seed)
+    parts: Any = train_test_split(x, y, test_size=0.2, random_state=seed)
+    x, x_test, y, y_test = parts
+    parts = train_test_split(x, y, test_size=0.125, random_state=seed)
+    x, x_val, y, y_val = parts
     x_mean, x_std = x.mean(0), x.std(0)
     y_mean, y_std = y.mean(0), y.std(0)
     # Pixels that never change would be divided by zero.
@@ -45,7 +47,6 @@ def load(problem: str, corruption: str, seed: int) -> Split:
         return jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32)
 
     y = y_mean + y_std * _corrupt((y - y_mean) / y_std, corruption, seed)
-    # Early stopping sees noise like the training data's, but no gross outliers' worth.
     return Split(scaled(x, y), scaled(x_val, y_val), scaled(x_test, y_test))
 
 
@@ -61,10 +62,11 @@ def _corrupt(y: np.ndarray, corruption: str, seed: int) -> np.ndarray:
 
 def _raw(problem: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
     if problem == "diabetes":
-        x, y = datasets.load_diabetes(return_X_y=True)
-        return x, y[:, None]
+        bunch: Any = datasets.load_diabetes()
+        return bunch.data, bunch.target[:, None]
     if problem == "digits":  # Lower half of the image from the upper half.
-        pixels = datasets.load_digits().data
+        bunch = datasets.load_digits()
+        pixels = bunch.data
         return pixels[:, :32], pixels[:, 32:]
     if problem.startswith("friedman"):
         make = getattr(datasets, f"make_{problem}")

@@ -6,6 +6,7 @@ set of the whole process, data and compiler included.
 
 import resource
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,7 @@ def main() -> None:
     x = jax.random.normal(key, (ROWS, FEATURES))
     y = jnp.sin(2 * x[:, :1]) + x[:, 1:2] * x[:, 2:3]
     params = lbo.init_mlp(jax.random.key(1), (FEATURES, UNITS, 1))
-    tx = lbo.ills(lbo.network(params), chunk_size=CHUNK)
+    tx: Any = lbo.ills(lbo.network(params), chunk_size=CHUNK)
 
     @jax.jit
     def step(params, state, x, y):

@@ -94,7 +94,7 @@ def lbfgs(network, params, split, *, steps=1000, full=False, loss="squared"):
     def value_fn(p):
         return _loss(network, p, split[0], loss)
 
-    evaluate = optax.value_and_grad_from_state(value_fn)
+    evaluate: Any = optax.value_and_grad_from_state(value_fn)
 
     def step(carry, _):
         params, state = carry
@@ -114,7 +114,7 @@ def lbfgs(network, params, split, *, steps=1000, full=False, loss="squared"):
 @functools.partial(jax.jit, static_argnames=("network", "steps", "full", "options"))
 def ills(network, params, split, *, steps=300, full=False, options=()):
     """ILLS; ``options`` are pairs of argument and value of `lbo.ills`."""
-    tx = lbo.ills(network, **dict(options))
+    tx: Any = lbo.ills(network, **dict(options))
     x, y = split[0]
 
     def step(carry, _):

@@ -1,6 +1,6 @@
 """Iterative linear least squares as an Optax transformation."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ _MAX_DAMPING = 1e12
 class IllsState(NamedTuple):
     """State of :func:`ills`; scalars are in the parameters' dtype unless said."""
 
-    count: jax.Array  # iterations so far, int32
+    count: jax.Array  # pyright: ignore  # iterations so far, int32
     damping: jax.Array  # mu: a third after a step, four times after a rejection
     previous: Any  # last accepted step, like the parameters
     objective: jax.Array  # at the current weights; infinite before the first iteration
@@ -210,7 +210,8 @@ def from_config(config: IllsConfig) -> optax.GradientTransformationExtraArgs:
         steps, state = iterate(config, params, layers, state, batch)
         return write_layers(config.network, params, steps), state
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    # Optax types `updates` as never None; here nothing reads them.
+    return optax.GradientTransformationExtraArgs(init, cast(Any, update))
 
 
 def iterate(

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from linboost_optax._chunks import Batch
 from linboost_optax._network import Network
@@ -67,7 +68,7 @@ def make_batch(
 
 def is_known(*arrays: Any) -> bool:
     """Whether values can be looked at: not inside a transformation."""
-    return not any(isinstance(a, jax.core.Tracer) for a in arrays)
+    return not any(isinstance(a, Tracer) for a in arrays)
 
 
 def check_inputs(network: Network, inputs: jax.Array) -> None:

@@ -1,7 +1,7 @@
 """Run ILLS until something ends it, and say what did."""
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -118,7 +118,7 @@ def fit_ills(
             f"`polish` must be an integer >= 0, got {polish!r}. 0 leaves it out."
         )
     config = IllsConfig(network, **options)
-    fresh = from_config(config).init(params)
+    fresh = cast(IllsState, from_config(config).init(params))
     state = fresh if state is None else state._replace(rejected=fresh.rejected)
     dtype = read_layers(network, params)[0].dtype
     check_scale(inputs, dtype)

@@ -64,6 +64,7 @@ def ideal_values(
     """
     f = forward(config.network, layers, part.inputs)
     residual = part.targets - f.out
+    ideal = None
     for at in reversed(range(level, len(layers) - 1)):
         layer = config.network.layers[at]
         kernel = new[at + 1][: layer.features_out]
@@ -77,6 +78,7 @@ def ideal_values(
         assert inverse is not None  # IllsConfig refuses the others.
         ideal = Ideal(f.inputs[at], unclipped, activations, inverse(activations))
         residual = ideal.pre_activations - f.inputs[at] @ new[at]
+    assert ideal is not None  # `level` is a hidden layer.
     return ideal
 
 

@@ -128,7 +128,7 @@ def network(
         names, kernel, bias = _parse_entry(i, entry)
         _check_shapes(names[0], kernel, bias)
         follows = last if i == len(params) - 1 else hidden
-        layers.append(Dense(*names, *kernel.shape, follows))
+        layers.append(Dense(*names, kernel.shape[0], kernel.shape[1], follows))
     return Network(tuple(layers))
 
 

@@ -178,7 +178,7 @@ class IllsRegressor(RegressorMixin, BaseEstimator):
         return self._fit(X, y, sample_weight, 1, hasattr(self, "coefs_"))
 
     def _fit(self, X, y, sample_weight, max_iter, keep):
-        X, y = validate_data(
+        checked: Any = validate_data(
             self,
             X,
             y,
@@ -187,7 +187,8 @@ class IllsRegressor(RegressorMixin, BaseEstimator):
             y_numeric=True,
             dtype=[np.float64, np.float32],
         )
-        weights = _check_sample_weight(sample_weight, X, dtype=X.dtype)
+        X, y = checked
+        weights: Any = _check_sample_weight(sample_weight, X, dtype=X.dtype)
         if not np.any(weights > 0):
             raise ValueError("`sample_weight` must be positive somewhere, got zeros.")
         self._flat_target = y.ndim == 1
@@ -207,13 +208,14 @@ class IllsRegressor(RegressorMixin, BaseEstimator):
     def _train(self, inputs, targets, weights, max_iter, keep, rng):
         validation = None
         if self.early_stopping and max_iter > 1:
-            inputs, x_val, targets, y_val, weights, _ = train_test_split(
+            parts: Any = train_test_split(
                 inputs,
                 targets,
                 weights,
                 test_size=self.validation_fraction,
                 random_state=rng,
             )
+            inputs, x_val, targets, y_val, weights, _ = parts
             validation = (x_val, y_val)
         params = self._params() if keep else self._draw(inputs, targets, rng)
         result = fit_ills(
@@ -267,7 +269,7 @@ class IllsRegressor(RegressorMixin, BaseEstimator):
         dtype = self.coefs_[0].dtype
         with _precision(dtype):
             params = self._params()
-            inputs = self._scaled_inputs(X).astype(dtype)
+            inputs = jnp.asarray(self._scaled_inputs(X), dtype)
             scaled = predict(network(params, self.activation), params, inputs)
         y = self._y_mean + self._y_scale * np.asarray(scaled)
         return y[:, 0] if self._flat_target else y
