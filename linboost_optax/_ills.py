@@ -98,7 +98,7 @@ def ills(
         hidden_ridge: :math:`\rho_h` >= 0, default 0.
         loss: ``"squared"`` (default), ``"huber"`` or ``"tukey"``, for outliers.
         tuning: constant of a robust loss, in robust standard deviations of the
-            residual; default 1.345 for Huber and 4.685 for Tukey.
+            residual; default 1 for Huber and 4.685 for Tukey.
         relaxation: published method only, share in (0, 1] of the regression's
             solution that is taken. Default 1.
         margin: published method only, distance kept from the ends of an activation's

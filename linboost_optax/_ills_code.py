@@ -59,9 +59,11 @@ def explain_stall(
     config: IllsConfig, layers: Layers, state: IllsState, batch: Batch
 ) -> IllsCode:
     """Tell convergence to rounding, dead units and singular regressions apart."""
+    slopes = _largest_slopes(config, layers, batch)
+    if any(np.all(slope < _DEAD_SLOPE) for slope in slopes):
+        return IllsCode.STALLED_DEAD_UNITS  # The gradient is 0, but for no good reason.
     if at_rounding(config, layers, state, batch):
         return IllsCode.TOLERANCE
-    slopes = _largest_slopes(config, layers, batch)
     if any(np.any(slope < _DEAD_SLOPE) for slope in slopes):
         return IllsCode.STALLED_DEAD_UNITS
     if config.ridge == 0 and _dependent_inputs(config, layers, batch):

@@ -10,6 +10,15 @@ from linboost_optax._robust import LOSSES
 METHODS = ("weighted", "published")
 COMBINES = ("layer", "unit", "parameter")
 IMPORTANCES = ("unit", "shared")
+_NUMBERS = (
+    "damping",
+    "ridge",
+    "output_ridge",
+    "hidden_ridge",
+    "tuning",
+    "relaxation",
+    "margin",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +55,24 @@ class IllsConfig:
         _check_chunk_size(self.chunk_size)
         if self.method == "published":
             _check_inverses(self.network)
+
+    def split(self) -> tuple["IllsConfig", dict[str, float]]:
+        """What a compiled function depends on, and the numbers it can be given.
+
+        A hidden ridge of 0 stays static, because it saves work.
+        """
+        numbers = {
+            name: float(getattr(self, name))
+            for name in _NUMBERS
+            if getattr(self, name) is not None
+            and not (name == "hidden_ridge" and self.hidden_ridge == 0)
+        }
+        neutral = dict.fromkeys(numbers, 1.0) | {"margin": 0.1}
+        return dataclasses.replace(self, **neutral), numbers
+
+    def with_numbers(self, numbers: dict[str, Any]) -> "IllsConfig":
+        """The configuration that :meth:`split` took apart."""
+        return dataclasses.replace(self, **numbers)
 
     @property
     def cutoff(self) -> Any:

@@ -121,8 +121,8 @@ def fit_ills(
     fresh = cast(IllsState, from_config(config).init(params))
     state = fresh if state is None else state._replace(rejected=fresh.rejected)
     dtype = read_layers(network, params)[0].dtype
-    check_scale(inputs, dtype)
     data = make_batch(network, inputs, targets, sample_weight, mask, dtype, None)
+    check_scale(inputs, dtype)
     held_out = _held_out(network, validation, dtype)
     params = jax.tree.map(jnp.asarray, params)
 
@@ -152,7 +152,8 @@ def _run(
     data: Batch,
     held_out: Batch | None,
 ) -> IllsResult:
-    progress = _loop(config, limits, params, state, data, held_out)
+    static, numbers = config.split()
+    progress = _loop(static, limits, numbers, params, state, data, held_out)
     ran = int(progress.iteration)
     code = IllsCode(int(progress.code))
     if code == IllsCode.STALLED:
@@ -178,13 +179,17 @@ def _joined(first: IllsResult, second: IllsResult) -> IllsResult:
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _loop(
-    config: IllsConfig,
+    static: IllsConfig,
     limits: Limits,
+    numbers: dict[str, Any],
     params: Any,
     state: IllsState,
     data: Batch,
     held_out: Batch | None,
 ) -> Progress:
+    # Numbers are arguments, so that a grid search over them compiles once.
+    config = static.with_numbers(numbers)
+
     def body(progress: Progress) -> Progress:
         layers = read_layers(config.network, progress.params)
         steps, new = iterate(config, progress.params, layers, progress.state, data)

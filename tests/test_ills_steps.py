@@ -1,5 +1,7 @@
 """Every step of both ILLS methods against an independent NumPy implementation."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +18,11 @@ from linboost_optax._network import read_layers
 from tests import ills_reference as ref
 
 RIDGE, OUTPUT_RIDGE, DAMPING = 1e-5, 1e-3, 1e-2
-SIZES = [(4, 6, 1), (4, 6, 3), (3, 5, 4, 2), (3, 4, 5, 4, 1)]
+SIZES = [(4, 6, 3), (3, 5, 4, 2), (3, 4, 5, 4, 1)]
+JITTED = {
+    fn: jax.jit(fn, static_argnums=0)
+    for fn in (directions, combine, refit_output, sweep)
+}
 WEIGHTS = ["uniform", "per sample", "per target"]
 
 
@@ -59,7 +65,7 @@ def close(got, want):
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 def test_step_1_directions(sizes, kind):
     config, layers, batch, reference = setup(sizes, kind)
-    got = directions(config, layers, batch)
+    got = JITTED[directions](config, layers, batch)
     for direction, want in zip(
         got, ref.weighted_directions(*reference, RIDGE), strict=True
     ):
@@ -67,7 +73,7 @@ def test_step_1_directions(sizes, kind):
 
 
 @pytest.mark.parametrize("kind", WEIGHTS)
-@pytest.mark.parametrize("sizes", SIZES, ids=str)
+@pytest.mark.parametrize("sizes", SIZES[:2], ids=str)
 @pytest.mark.parametrize("span", ["layer", "unit"])
 def test_step_2_combination(sizes, kind, span):
     config, layers, batch, reference = setup(sizes, kind, combine=span)
@@ -86,7 +92,7 @@ def test_step_2_combination(sizes, kind, span):
     alpha = ref.combination(
         *reference, np.stack(columns, axis=-1), DAMPING, OUTPUT_RIDGE
     )
-    got = combine(
+    got = JITTED[combine](
         config,
         layers,
         [[jnp.asarray(d) for d in group] for group in groups],
@@ -114,7 +120,7 @@ def test_step_2_over_all_parameters_is_levenberg_marquardt(sizes):
     alpha = ref.combination(
         *reference, np.concatenate(blocks, axis=-1), DAMPING, OUTPUT_RIDGE
     )
-    got = combine(
+    got = JITTED[combine](
         config, layers, [[w] for w in layers[:-1]], jnp.asarray(DAMPING), batch
     )
     # Damped by 1e-2, so that the many nearly parallel columns stay well conditioned.
@@ -122,10 +128,13 @@ def test_step_2_over_all_parameters_is_levenberg_marquardt(sizes):
 
 
 @pytest.mark.parametrize("kind", WEIGHTS)
-@pytest.mark.parametrize("sizes", SIZES, ids=str)
+@pytest.mark.parametrize("sizes", SIZES[:1], ids=str)
 def test_step_3_refit(sizes, kind):
     config, layers, batch, reference = setup(sizes, kind)
-    close(refit_output(config, layers, 0.0, batch), ref.refit(*reference, OUTPUT_RIDGE))
+    close(
+        JITTED[refit_output](config, layers, 0.0, batch),
+        ref.refit(*reference, OUTPUT_RIDGE),
+    )
 
 
 @pytest.mark.parametrize("relaxation", [1.0, 0.3])
@@ -144,8 +153,8 @@ def test_published_iteration(sizes, relaxation):
     n, k = y.shape
     batch = Batch(jnp.asarray(x), jnp.asarray(y), jnp.full((n, 1), 1.0 / (n * k)))
     layers = [jnp.asarray(v) for v in ref.augmented(params)]
-    hidden = sweep(config, layers, jnp.asarray(DAMPING), batch)
-    last = refit_output(config, [*hidden, layers[-1]], 0.0, batch)
+    hidden = JITTED[sweep](config, layers, jnp.asarray(DAMPING), batch)
+    last = JITTED[refit_output](config, [*hidden, layers[-1]], 0.0, batch)
     want = ref.published_iteration(
         ref.augmented(params), x, y, DAMPING, RIDGE, margin, relaxation
     )
@@ -177,14 +186,18 @@ def test_update_applies_the_three_steps():
     close(state.objective, np.mean(residual**2))
 
 
-@pytest.mark.parametrize("chunk_size", [1, 7, 20, 59, 60, 1000])
-@pytest.mark.parametrize("method", ["weighted", "published"])
+@pytest.mark.parametrize(
+    ("method", "chunk_size"),
+    [("weighted", 1), ("weighted", 7), ("weighted", 60), ("published", 20)],
+)
 def test_chunks_change_nothing(chunk_size, method):
     params, x, y = ref.random_problem(7, (3, 5, 4, 2))
     updates = []
     for size in (None, chunk_size):
         tx = lbo.ills(lbo.network(params), method=method, chunk_size=size, loss="huber")
-        got, state = tx.update(None, tx.init(params), params, inputs=x, targets=y)
+        update = jax.jit(functools.partial(tx.update, None, inputs=x, targets=y))
+        state = tx.init(params)._replace(count=jnp.int32(1))
+        got, state = update(state, params)
         updates.append((got, state.objective))
     jax.tree.map(close, updates[1], updates[0])
 
@@ -202,5 +215,5 @@ def test_shared_importance_keeps_right_hand_sides():
     gram = (inputs[0] * c.mean(axis=1, keepdims=True)).T @ inputs[0]
     gram += RIDGE * np.trace(gram) / len(gram) * np.eye(len(gram))
     share = c.sum(axis=0) / c.sum(axis=0).mean()
-    (got,) = directions(config, layers, batch)
+    (got,) = JITTED[directions](config, layers, batch)
     close(got, np.linalg.solve(gram, rhs) / share)
