@@ -13,6 +13,7 @@ from linboost_optax._ills import IllsState, from_config, iterate
 from linboost_optax._ills_checks import check_scale, make_batch
 from linboost_optax._ills_code import IllsCode, explain_stall
 from linboost_optax._ills_config import IllsConfig
+from linboost_optax._ills_restart import redraw_units
 from linboost_optax._network import Network, forward, read_layers, write_layers
 
 # Rejections in a row after which a run counts as stalled.
@@ -25,7 +26,7 @@ class IllsResult(NamedTuple):
     params: Any  # the trained parameters; with validation data the best on them
     code: IllsCode  # what ended the run; `code.message` says it in words
     iterations: int
-    objectives: np.ndarray  # [iteration]; never rises
+    objectives: np.ndarray  # [iteration], the best so far; never rises
     validation: np.ndarray  # [iteration], validation losses; empty without such data
     state: IllsState  # of the transformation at the end of the run
 
@@ -64,6 +65,8 @@ def fit_ills(
     max_iter: int = 300,
     tol: float = 1e-4,
     patience: int = 10,
+    restarts: int = 0,
+    seed: int = 0,
     polish: int = 0,
     state: IllsState | None = None,
     **options: Any,
@@ -88,6 +91,10 @@ def fit_ills(
         max_iter: default 300.
         tol: relative gain that counts, default 1e-4.
         patience: default 10.
+        restarts: at most this many times after the run, draw the least useful fifth
+            of the hidden units anew, run again, and keep what is better. Default 0.
+            A way out of local minima and dead units on clean data.
+        seed: of the restarts. Default 0.
         polish: at most this many iterations of Levenberg-Marquardt over all hidden
             parameters after the run has converged. Default 0. It costs the cube of
             their number and pays on small noise-free problems.
@@ -113,10 +120,11 @@ def fit_ills(
         True
     """
     limits = _check_limits(max_iter, tol, patience)
-    if not isinstance(polish, int) or polish < 0:
-        raise ValueError(
-            f"`polish` must be an integer >= 0, got {polish!r}. 0 leaves it out."
-        )
+    for name, value in (("polish", polish), ("restarts", restarts)):
+        if not isinstance(value, int) or value < 0:
+            raise ValueError(
+                f"`{name}` must be an integer >= 0, got {value!r}. 0 leaves it out."
+            )
     config = IllsConfig(network, **options)
     fresh = cast(IllsState, from_config(config).init(params))
     state = fresh if state is None else state._replace(rejected=fresh.rejected)
@@ -127,6 +135,15 @@ def fit_ills(
     params = jax.tree.map(jnp.asarray, params)
 
     result = _run(config, limits, params, state, data, held_out)
+    for draw in range(restarts):
+        if result.code == IllsCode.NOT_FINITE or _is_exact(result, data):
+            break
+        key = jax.random.fold_in(jax.random.key(seed), draw)
+        start = redraw_units(key, network, result.params, data)
+        # A robust objective is comparable at one scale only.
+        again = fresh._replace(scale=result.state.scale)
+        again = _run(config, limits, start, again, data, held_out)
+        result = _better(result, again)
     if polish and result.code not in (IllsCode.NOT_FINITE, IllsCode.EARLY_STOPPED):
         dense = IllsConfig(network, **{**options, "combine": "parameter"})
         state = result.state._replace(
@@ -167,6 +184,29 @@ def _run(
         validation=np.asarray(progress.validation)[: 0 if held_out is None else ran],
         state=progress.state,
     )
+
+
+def _better(first: IllsResult, second: IllsResult) -> IllsResult:
+    """The run that ended lower, with the history of both."""
+    curves = (
+        (first.validation, second.validation)
+        if len(first.validation)
+        else (first.objectives, second.objectives)
+    )
+    winner = second if np.nanmin(curves[1]) < np.nanmin(curves[0]) else first
+    both = _joined(first, second)
+    return winner._replace(
+        iterations=both.iterations,
+        objectives=np.minimum.accumulate(both.objectives),
+        validation=both.validation,
+    )
+
+
+def _is_exact(result: IllsResult, data: Batch) -> bool:
+    """Whether the error is below a thousandth of the targets' root mean square."""
+    weights = jnp.broadcast_to(data.weights, data.targets.shape)
+    size = float(jnp.sum(weights * data.targets**2))
+    return bool(result.objectives[-1] <= 1e-6 * size)
 
 
 def _joined(first: IllsResult, second: IllsResult) -> IllsResult:

@@ -12,6 +12,8 @@ import pytest
 
 import linboost_optax as lbo
 from linboost_optax import IllsCode
+from linboost_optax._chunks import Batch
+from linboost_optax._ills_restart import redraw_units
 
 # Re-evaluating the same objective may round differently: a few units in the last
 # place of a float32 sum.
@@ -392,6 +394,7 @@ X, Y = problem(0, 30, 2, 1)
         (X, Y, {"patience": 1.5}, "`patience` must be an integer >= 1"),
         (X, Y, {"tol": -1}, "`tol` must be in"),
         (X, Y, {"polish": -1}, "`polish` must be an integer >= 0"),
+        (X, Y, {"restarts": 0.5}, "`restarts` must be an integer >= 0"),
         (X, Y, {"ridge": -1.0}, "`ridge` must be finite and >= 0, got -1.0"),
         (X, Y, {"output_ridge": float("inf")}, "`output_ridge` must be finite"),
         (X, Y, {"tuning": 0.0}, "`tuning` must be > 0"),
@@ -521,6 +524,33 @@ def test_exact_fit_is_convergence_not_a_stall():
     params = [(jnp.ones((2, 1)), jnp.zeros(1))]
     result = fit(X, X @ jnp.asarray([[1.0], [2.0]]), params=params)
     assert result.code == IllsCode.TOLERANCE
+
+
+def test_restarts_leave_a_local_minimum():
+    """A student as narrow as its teacher gets stuck from this start, and out again."""
+    x, y = tanh_teacher(4)
+    params = lbo.init_mlp(jax.random.key(4), (5, 10, 1))
+    net = lbo.network(params)
+    stuck = lbo.fit_ills(net, params, x, y, max_iter=150)
+    out = lbo.fit_ills(net, params, x, y, max_iter=150, restarts=3)
+    assert stuck.objectives[-1] > 1e-3 > 10 * out.objectives[-1]
+    assert never_rises(out.objectives)
+    assert len(out.objectives) == out.iterations > stuck.iterations
+    residual = lbo.predict(net, out.params, x) - y
+    assert float(jnp.mean(residual**2)) <= out.objectives[-1] * (1 + 1e-3)
+
+
+def test_redrawn_units_leave_the_others_alone():
+    params = lbo.init_mlp(jax.random.key(0), (2, 10, 1))
+    params[1] = (params[1][0].at[jnp.asarray([3, 7])].set(0.0), params[1][1])
+    net = lbo.network(params)
+    batch = Batch(X, Y, jnp.full((30, 1), 1 / 30))
+    new = redraw_units(jax.random.key(1), net, params, batch)
+    np.testing.assert_allclose(
+        lbo.predict(net, new, X), lbo.predict(net, params, X), rtol=1e-5, atol=1e-6
+    )
+    moved = np.flatnonzero(np.any(np.asarray(new[0][0] != params[0][0]), axis=0))
+    np.testing.assert_array_equal(moved, [3, 7])
 
 
 def test_polish_lowers_what_converged():
