@@ -222,26 +222,35 @@ def test_missing_targets_do_not_matter():
     assert results[0].objectives[-1] < 0.5 * results[0].objectives[0]
 
 
-@pytest.mark.parametrize("loss", ["huber", "tukey"])
-def test_robust_losses_ignore_gross_outliers(loss):
-    """10 % outliers: clean error within 1.5 times that of the run without them."""
-    x, y = tanh_teacher(0, n=600)
-    noise = 0.1 * jax.random.normal(jax.random.key(5), y.shape)
-    hit = jax.random.uniform(jax.random.key(6), y.shape) < 0.1
-    sign = jnp.where(jax.random.uniform(jax.random.key(7), y.shape) < 0.5, -1.0, 1.0)
-    train = x[:400], (y + noise)[:400]
-    dirty = x[:400], jnp.where(hit, y + noise + 10 * sign, y + noise)[:400]
-    params = lbo.init_mlp(jax.random.key(0), (5, 10, 1))
+def outlier_ratios(loss, seed):
+    """Clean test error with 10 % outliers over that without, robust and squared."""
+    x, y = tanh_teacher(seed, n=600)
+    draws = [jax.random.key(seed + base) for base in (5, 60, 7)]
+    noisy = y + 0.1 * jax.random.normal(draws[0], y.shape)
+    hit = jax.random.uniform(draws[1], y.shape) < 0.1
+    sign = jnp.where(jax.random.uniform(draws[2], y.shape) < 0.5, -1.0, 1.0)
+    dirty = jnp.where(hit, noisy + 10 * sign, noisy)
+    params = lbo.init_mlp(jax.random.key(seed), (5, 10, 1))
     net = lbo.network(params)
 
-    def error(data, **options):
-        result = lbo.fit_ills(net, params, *data, output_ridge=1e-4, **options)
+    def error(targets, loss):
+        result = lbo.fit_ills(
+            net, params, x[:400], targets[:400], output_ridge=1e-4, loss=loss
+        )
         residual = lbo.predict(net, result.params, x[400:]) - y[400:]
         return float(jnp.sqrt(jnp.mean(residual**2)))
 
-    clean = error(train)
-    assert error(dirty, loss=loss) < 1.5 * clean
-    assert error(dirty) > 3 * clean
+    clean = error(noisy, "squared")
+    return error(dirty, loss) / clean, error(dirty, "squared") / clean
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", ["huber", "tukey"])
+def test_robust_losses_ignore_gross_outliers(loss):
+    """Median over five seeds within 1.5 times the run without outliers."""
+    ratios = np.median([outlier_ratios(loss, seed) for seed in range(5)], axis=0)
+    assert ratios[0] < 1.5
+    assert ratios[1] > 10
 
 
 def test_ridge_shrinks():
