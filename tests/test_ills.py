@@ -53,6 +53,7 @@ def never_rises(objectives):
     return np.all(np.diff(objectives) <= slack)
 
 
+@pytest.mark.slow
 @hypothesis.settings(max_examples=40, deadline=None, derandomize=True)
 @hypothesis.given(
     shape=st.sampled_from(SHAPES),
