@@ -94,7 +94,8 @@ def ills(
         damping: start value of :math:`\mu` >= 0, relative to a unit diagonal.
             Default 1e-2; for the published method of the minimum-norm change.
         ridge: of the hidden regressions, relative to the mean diagonal. Default 1e-5.
-        output_ridge: :math:`\rho` >= 0, default 1e-6; 1e-4 suits noisy data.
+        output_ridge: :math:`\rho` >= 0, default 1e-6; 1e-4 suits noisy data
+            and targets with steep places, where an almost free last layer cancels.
         hidden_ridge: :math:`\rho_h` >= 0, default 0.
         loss: ``"squared"`` (default), ``"huber"`` or ``"tukey"``, for outliers.
         tuning: constant of a robust loss, in robust standard deviations of the
