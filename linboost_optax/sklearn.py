@@ -1,0 +1,318 @@
+"""A scikit-learn regressor trained by ILLS (the only file that imports sklearn)."""
+
+import contextlib
+import itertools
+from numbers import Integral, Real
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from sklearn.base import BaseEstimator, RegressorMixin, _fit_context
+from sklearn.model_selection import train_test_split
+from sklearn.utils import check_random_state
+from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.validation import (
+    _check_sample_weight,
+    check_is_fitted,
+    validate_data,
+)
+
+from linboost_optax._activations import TABLE, Activation
+from linboost_optax._ills_config import COMBINES, IMPORTANCES, METHODS
+from linboost_optax._ills_fit import fit_ills
+from linboost_optax._network import network, predict
+from linboost_optax._robust import LOSSES
+
+
+class IllsRegressor(RegressorMixin, BaseEstimator):
+    r"""Multi-layer perceptron regressor without a learning rate.
+
+    Parameters are named as :class:`sklearn.neural_network.MLPRegressor`'s. Inputs and
+    targets are standardised inside; training is full batch, in float32 for float32
+    inputs and in float64 otherwise.
+
+    Args:
+        hidden_layer_sizes: units of each hidden layer, default ``(50,)``.
+        activation: of the hidden layers, a name of the table or an
+            :class:`Activation`, default ``"tanh"``.
+        method: ``"weighted"`` (default) or ``"published"``, see :func:`ills`.
+        combine: ``"layer"`` (default), ``"unit"`` or ``"parameter"``.
+        importance: ``"unit"`` (default) or ``"shared"``.
+        loss: ``"squared"`` (default), ``"huber"`` or ``"tukey"`` for outliers.
+        alpha: ridge on the output layer, on standardised data. Default 1e-4.
+        hidden_alpha: ridge on the hidden layers. Default 0.
+        batch_size: samples taken at a time, for memory only; default all.
+        max_iter: default 200.
+        tol: relative gain of the objective that counts, default 1e-4.
+        n_iter_no_change: iterations without such a gain before it stops, default 10.
+        early_stopping: hold out a part of the data and keep the weights that are best
+            on it. Default false.
+        validation_fraction: share that is held out, default 0.1.
+        random_state: of start weights and split. Default none.
+        warm_start: continue from the fitted weights. Default false.
+
+    Attributes:
+        coefs_: kernels, on standardised data, ``[input, unit]`` each.
+        intercepts_: biases, ``[unit]`` each.
+        loss_: last objective.
+        loss_curve_: objective after every iteration; it never rises.
+        validation_scores_: R^2 on the held-out data, or ``None``.
+        best_validation_score_: the best of these, or ``None``.
+        n_iter_: iterations of the last ``fit``.
+        code_: the :class:`IllsCode` that ended it.
+        n_layers_: layers, inputs included.
+        n_outputs_: targets.
+        out_activation_: ``"identity"``.
+
+    Example:
+        >>> from sklearn.datasets import load_diabetes
+        >>> from linboost_optax.sklearn import IllsRegressor
+        >>> x, y = load_diabetes(return_X_y=True)
+        >>> model = IllsRegressor((10,), early_stopping=True, random_state=0).fit(x, y)
+        >>> model.predict(x[:2]).shape
+        (2,)
+
+    References:
+        See :func:`ills`.
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "hidden_layer_sizes": [
+            "array-like",
+            Interval(Integral, 1, None, closed="left"),
+        ],
+        "activation": [StrOptions(set(TABLE)), Activation],
+        "method": [StrOptions(set(METHODS))],
+        "combine": [StrOptions(set(COMBINES))],
+        "importance": [StrOptions(set(IMPORTANCES))],
+        "loss": [StrOptions(set(LOSSES))],
+        "alpha": [Interval(Real, 0, None, closed="left")],
+        "hidden_alpha": [Interval(Real, 0, None, closed="left")],
+        "batch_size": [None, Interval(Integral, 1, None, closed="left")],
+        "max_iter": [Interval(Integral, 1, None, closed="left")],
+        "tol": [Interval(Real, 0, 1, closed="left")],
+        "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
+        "early_stopping": ["boolean"],
+        "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
+        "random_state": ["random_state"],
+        "warm_start": ["boolean"],
+    }
+
+    def __init__(
+        self,
+        hidden_layer_sizes=(50,),
+        activation="tanh",
+        *,
+        method="weighted",
+        combine="layer",
+        importance="unit",
+        loss="squared",
+        alpha=1e-4,
+        hidden_alpha=0.0,
+        batch_size=None,
+        max_iter=200,
+        tol=1e-4,
+        n_iter_no_change=10,
+        early_stopping=False,
+        validation_fraction=0.1,
+        random_state=None,
+        warm_start=False,
+    ):
+        self.hidden_layer_sizes = hidden_layer_sizes
+        self.activation = activation
+        self.method = method
+        self.combine = combine
+        self.importance = importance
+        self.loss = loss
+        self.alpha = alpha
+        self.hidden_alpha = hidden_alpha
+        self.batch_size = batch_size
+        self.max_iter = max_iter
+        self.tol = tol
+        self.n_iter_no_change = n_iter_no_change
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
+        self.random_state = random_state
+        self.warm_start = warm_start
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.target_tags.multi_output = True
+        return tags
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit(self, X, y, sample_weight=None):
+        """Train on ``X`` ``[sample, feature]`` and ``y`` ``[sample]`` or 2-d.
+
+        Args:
+            X: inputs.
+            y: targets.
+            sample_weight: ``[sample]``, default all 1.
+
+        Returns:
+            The estimator.
+
+        Raises:
+            ValueError: if the data are empty, not finite or mismatched, or a
+                parameter is out of its range.
+        """
+        keep = self.warm_start and hasattr(self, "coefs_")
+        return self._fit(X, y, sample_weight, self.max_iter, keep)
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def partial_fit(self, X, y, sample_weight=None):
+        """One more iteration on these data, from the fitted weights if there are any.
+
+        The standardisation is that of the first call. As every iteration is a
+        regression on the data it is given, small batches train worse than ``fit``.
+
+        Args:
+            X: inputs.
+            y: targets.
+            sample_weight: ``[sample]``, default all 1.
+
+        Returns:
+            The estimator.
+        """
+        return self._fit(X, y, sample_weight, 1, hasattr(self, "coefs_"))
+
+    def _fit(self, X, y, sample_weight, max_iter, keep):
+        checked: Any = validate_data(
+            self,
+            X,
+            y,
+            reset=not keep,
+            multi_output=True,
+            y_numeric=True,
+            dtype=[np.float64, np.float32],
+        )
+        X, y = checked
+        weights: Any = _check_sample_weight(sample_weight, X, dtype=X.dtype)
+        if not np.any(weights > 0):
+            raise ValueError("`sample_weight` must be positive somewhere, got zeros.")
+        self._flat_target = y.ndim == 1
+        y = y.reshape(len(X), -1).astype(X.dtype, copy=False)
+        rng = check_random_state(self.random_state)
+        if not keep:
+            self._standardise(X, y, weights)
+        elif y.shape[1] != self.n_outputs_:
+            raise ValueError(
+                f"`y` must have {self.n_outputs_} columns as before, got {y.shape[1]}."
+            )
+        inputs, targets = self._scaled_inputs(X), (y - self._y_mean) / self._y_scale
+        with _precision(X.dtype):
+            self._train(inputs, targets, weights, max_iter, keep, rng)
+        return self
+
+    def _train(self, inputs, targets, weights, max_iter, keep, rng):
+        validation = None
+        if self.early_stopping and max_iter > 1:
+            parts: Any = train_test_split(
+                inputs,
+                targets,
+                weights,
+                test_size=self.validation_fraction,
+                random_state=rng,
+            )
+            inputs, x_val, targets, y_val, weights, _ = parts
+            validation = (x_val, y_val)
+        params = self._params() if keep else self._draw(inputs, targets, rng)
+        result = fit_ills(
+            network(params, self.activation),
+            params,
+            inputs,
+            targets,
+            sample_weight=weights,
+            validation=validation,
+            max_iter=max_iter,
+            state=self._state if keep else None,
+            tol=self.tol,
+            patience=self.n_iter_no_change,
+            method=self.method,
+            combine=self.combine,
+            importance=self.importance,
+            loss=self.loss,
+            output_ridge=self.alpha,
+            hidden_ridge=self.hidden_alpha,
+            chunk_size=self.batch_size,
+        )
+        self.coefs_ = [np.asarray(kernel) for kernel, _ in result.params]
+        self.intercepts_ = [np.asarray(bias) for _, bias in result.params]
+        # As NumPy arrays, so that an estimator pickles without devices.
+        self._state = jax.tree.map(np.asarray, result.state)
+        self.code_ = result.code
+        self.n_iter_ = result.iterations
+        curve = result.objectives.tolist()
+        self.loss_curve_ = [*self.loss_curve_, *curve] if keep else curve
+        self.loss_ = self.loss_curve_[-1]
+        self.validation_scores_ = self.best_validation_score_ = None
+        if validation is not None:
+            spread = max(float(np.var(validation[1])), np.finfo(np.float64).tiny)
+            self.validation_scores_ = (1 - result.validation / spread).tolist()
+            self.best_validation_score_ = max(self.validation_scores_)
+        self.n_outputs_ = targets.shape[1]
+        self.n_layers_ = len(self.coefs_) + 1
+        self.out_activation_ = "identity"
+
+    def predict(self, X):
+        """Predictions ``[sample]``, or ``[sample, output]`` if ``y`` was 2-d.
+
+        Args:
+            X: inputs ``[sample, feature]``.
+
+        Returns:
+            Predictions, in the dtype the estimator was fitted in.
+        """
+        check_is_fitted(self)
+        X = validate_data(self, X, reset=False, dtype=[np.float64, np.float32])
+        dtype = self.coefs_[0].dtype
+        with _precision(dtype):
+            params = self._params()
+            inputs = jnp.asarray(self._scaled_inputs(X), dtype)
+            scaled = predict(network(params, self.activation), params, inputs)
+        y = self._y_mean + self._y_scale * np.asarray(scaled)
+        return y[:, 0] if self._flat_target else y
+
+    def _standardise(self, X, y, weights):
+        def moments(a):
+            a64 = a.astype(np.float64)
+            mean = np.average(a64, axis=0, weights=weights)
+            spread = np.sqrt(np.average((a64 - mean) ** 2, axis=0, weights=weights))
+            # A constant column would only have its rounding blown up.
+            constant = spread <= 10 * np.finfo(a.dtype).eps * np.abs(mean)
+            scale = np.where(constant | (spread == 0), 1.0, spread)
+            return mean.astype(a.dtype), scale.astype(a.dtype)
+
+        self._x_mean, self._x_scale = moments(X)
+        self._y_mean, self._y_scale = moments(y)
+
+    def _scaled_inputs(self, X):
+        # Far outside the training range the network is flat; overflow helps nobody.
+        return np.clip((X - self._x_mean) / self._x_scale, -1e3, 1e3)
+
+    def _draw(self, inputs, targets, rng):
+        hidden = np.atleast_1d(self.hidden_layer_sizes).astype(int)
+        if hidden.ndim != 1 or np.any(hidden < 1):
+            raise ValueError(
+                "`hidden_layer_sizes` must be positive, got "
+                f"{self.hidden_layer_sizes}. Give the units of each hidden layer."
+            )
+        sizes = [inputs.shape[1], *hidden.tolist(), targets.shape[1]]
+        params = []
+        for fan_in, units in itertools.pairwise(sizes):
+            drawn = rng.normal(size=(fan_in + 1, units)) / np.sqrt(fan_in)
+            drawn = jnp.asarray(drawn, inputs.dtype)
+            params.append((drawn[:-1], drawn[-1]))
+        return params
+
+    def _params(self) -> list[Any]:
+        return [
+            (jnp.asarray(kernel), jnp.asarray(bias))
+            for kernel, bias in zip(self.coefs_, self.intercepts_, strict=True)
+        ]
+
+
+def _precision(dtype) -> contextlib.AbstractContextManager:
+    """Compute in float64 for float64 data, whatever the global setting."""
+    return jax.enable_x64(dtype == np.float64)
