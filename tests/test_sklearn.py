@@ -168,7 +168,7 @@ def test_bad_parameters(options, message):
         (np.ones((0, 2)), np.ones(0), None, "0 sample"),
         (np.ones(5), np.ones(5), None, "Expected 2D array"),
         (np.ones((5, 2)), np.ones(4), None, "inconsistent numbers"),
-        (np.ones((5, 2)), np.ones(5), np.zeros(5), "positive somewhere"),
+        (np.ones((5, 2)), np.ones(5), np.zeros(5), "(?i)sample.weight"),
     ],
 )
 def test_bad_data(x, y, weights, message):
