@@ -3,6 +3,7 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import pytest
 
 from linboost_optax import linen
 
@@ -31,6 +32,7 @@ def temporary(function, *args):
     return memory.temp_size_in_bytes
 
 
+@pytest.mark.usefixtures("optimized")
 def test_temporary_memory_under_scan_and_remat():
     model, x = Model(), jax.ShapeDtypeStruct((2048, 256), jnp.float32)
     params = jax.eval_shape(model.init, jax.random.key(0), x)["params"]
