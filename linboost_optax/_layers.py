@@ -298,6 +298,11 @@ class Layer:
         return "/".join(self.path)
 
     @property
+    def label(self) -> str:
+        """The layer's name for people: the root is a dot, as in the table."""
+        return self.key or "."
+
+    @property
     def source_key(self) -> str:
         """The key of its statistic: another layer's where the input is shared."""
         return self.key if self.source is None else "/".join(self.source)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax.core import FrozenDict, freeze, unfreeze
 
 from linboost_optax import _linen_modules, _taps, _uses
-from linboost_optax._layers import Layer
+from linboost_optax._layers import Geometry, Layer
 from linboost_optax._linen_modules import LEAF, Leaf, descend
 from linboost_optax._statistics import Statistic
 from linboost_optax._taps import Taps
@@ -31,7 +31,7 @@ def insert(params: Any, taps: Taps, zeros: Mapping[str, Statistic]) -> Any:
                 break
         else:
             raise ValueError(
-                f"`taps` has layer '{layer.key}', which the parameters lack: these "
+                f"`taps` has layer '{layer.label}', which the parameters lack: these "
                 "taps belong to another model, or `params` is neither the 'params' "
                 "collection nor the variables that hold it. Make the taps from the "
                 "model whose parameters are passed."
@@ -55,7 +55,7 @@ def _leaf_of(context: nn.module.InterceptorContext) -> Leaf | None:
     leaf = scope.get_variable("params", LEAF)
     if context.method_name == "attend":
         raise ValueError(
-            f"layer '{leaf.layer.key}' was tapped for its lookups alone and the loss "
+            f"layer '{leaf.layer.label}' was tapped for its lookups alone and the loss "
             "calls `attend`, which uses its transpose. Make the taps with the method "
             "that the loss calls, so that this layer keeps its plain gradient."
         )
@@ -141,15 +141,25 @@ def _check_call(layer: Layer, module: nn.Module, x: jax.Array) -> None:
     geometry = _linen_modules.geometry(module, x)
     if geometry != layer.geometry:
         raise ValueError(
-            f"layer '{layer.key}' was tapped as {layer.geometry} and is called as "
-            f"{geometry}. Make the taps again from this model and inputs of this shape."
+            f"layer '{layer.label}' was tapped as a {describe(layer.geometry)} and is "
+            f"called as a {describe(geometry)}: these taps belong to another model, or "
+            "to inputs of another shape. Make the taps again."
         )
     if layer.statistic == "inputs" and x.shape != layer.input_shape:
         raise ValueError(
-            f"layer '{layer.key}' has `statistic` 'inputs' for inputs of shape "
+            f"layer '{layer.label}' has `statistic` 'inputs' for inputs of shape "
             f"{layer.input_shape}, got {x.shape}. Make the taps again for this shape, "
             "or use 'gram' or 'moments', which take any number of samples."
         )
+
+
+def describe(geometry: Geometry | str) -> str:
+    """Returns a layer's kind and kernel shape in words."""
+    if isinstance(geometry, str):
+        return f"layer with {geometry}"
+    return (
+        f"{geometry.name} with a kernel of shape {geometry.kernel_shape} ({geometry})"
+    )
 
 
 def _mark_use(next_fun, args, kwargs, context):
@@ -170,8 +180,8 @@ def refuse_shared(taps: Taps, function: Callable[..., Any], *args: Any) -> None:
     for layer in raw:
         if uses[layer.key] > math.prod(layer.stack):
             raise ValueError(
-                f"layer '{layer.key}' is used more than once, and `statistic` 'inputs' "
-                f"cannot be added up (its inputs have shape {layer.input_shape}). Use "
+                f"layer '{layer.label}' is used more than once, and `statistic` "
+                f"'inputs' cannot be added up (its inputs have shape {layer.input_shape}). Use "
                 "'gram' or 'moments', which can."
             )
 

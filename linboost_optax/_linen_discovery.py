@@ -101,8 +101,8 @@ def with_stack(layer: Layer, params: Mapping) -> Layer:
     want = [leaf.shape for leaf in _layers.statistic_shapes(stacked)]
     if shape != stack + own or got != want:
         raise ValueError(
-            f"layer '{layer.key}': layers must be stacked along the first axis, got a "
-            f"kernel of shape {shape} for layers of shape {own}. Use "
+            f"layer '{layer.label}': layers must be stacked along the first axis, got "
+            f"a kernel of shape {shape} for layers of shape {own}. Use "
             "`variable_axes={'params': 0}` in nn.scan and nn.vmap."
         )
     return stacked

@@ -152,8 +152,8 @@ def _find(layer: Layer, name: str, index: Mapping[tuple[str, ...], Any]) -> Any:
             if _masked(index.get(full[:end])):
                 return index[full[:end]]
     raise ValueError(
-        f"`taps` has layer '{layer.key}' with parameter '{'/'.join(path)}', which the "
-        "parameters lack: these taps belong to another model. Make them from the "
+        f"`taps` has layer '{layer.label}' with parameter '{'/'.join(path)}', which "
+        "the parameters lack: these taps belong to another model. Make them from the "
         "model whose parameters are trained."
     )
 
@@ -161,7 +161,7 @@ def _find(layer: Layer, name: str, index: Mapping[tuple[str, ...], Any]) -> Any:
 def _check_shape(layer: Layer, name: str, want: tuple[int, ...], leaf) -> None:
     if tuple(leaf.shape) != want:
         raise ValueError(
-            f"`taps` has layer '{layer.key}' with {name} of shape {want}, the "
+            f"`taps` has layer '{layer.label}' with {name} of shape {want}, the "
             f"parameters have {tuple(leaf.shape)}: these taps belong to another model. "
             "Make them from the model whose parameters are trained."
         )
@@ -174,7 +174,8 @@ def check_stats(stats: Any, bound: list[Bound]) -> None:
             "`stats` is missing: this optimizer reads the statistics of every layer's "
             "inputs. Take them from `loss, grads, stats = "
             "linen.value_and_grad(loss_fn, taps)(params, batch)` and call "
-            "`tx.update(grads, state, params, stats=stats)`."
+            "`tx.update(grads, state, params, stats=stats)`; Flax's "
+            "`TrainState.apply_gradients` does not pass them on."
         )
     if not isinstance(stats, Mapping):
         raise TypeError(

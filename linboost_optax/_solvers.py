@@ -42,7 +42,7 @@ def for_layer(solver: Solver, layer: Layer) -> LayerSolver:
     if layer.statistic == "inputs" and isinstance(solver, Cholesky):
         if solver.ridge == 0:
             raise ValueError(
-                f"`ridge` must be > 0 for layer '{layer.key}', whose statistic is "
+                f"`ridge` must be > 0 for layer '{layer.label}', whose statistic is "
                 "'inputs': the dual problem divides by it. Use a small ridge, e.g. "
                 "1e-3, or statistic='gram'."
             )

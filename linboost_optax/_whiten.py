@@ -137,7 +137,7 @@ def _check_factors(taps: Taps, solver: Solver) -> None:
     for layer in taps.layers:
         if not _solvers.for_layer(solver, layer).has_factor:
             raise ValueError(
-                f"`solver` {solver} has no factor for layer '{layer.key}' with "
+                f"`solver` {solver} has no factor for layer '{layer.label}' with "
                 f"statistic '{layer.statistic}', and whitening needs one. Use "
                 "IncompleteCholesky(), or Cholesky() with statistic 'gram'."
             )

@@ -56,7 +56,7 @@ def taps(
       ValueError: if ``statistic`` is unknown, ``max_samples`` is not positive, no
         layer can be tapped, layers are stacked along another axis than the first,
         or ``"inputs"`` is asked for a layer that is used more than once.
-      TypeError: if a kernel is not real and floating.
+      TypeError: if ``model`` is no Linen module, or a kernel is not real and floating.
 
     Example:
       >>> import flax.linen as nn, jax.numpy as jnp
@@ -69,6 +69,11 @@ def taps(
     References:
       Munoz (2025), arXiv:2502.01131.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"`model` must be a flax.linen.Module, got {type(model).__name__}. Call "
+            "`linen.taps(model, x)` with the arguments of the model's own call."
+        )
     if statistic not in ("auto", *KINDS):
         raise ValueError(
             f"`statistic` must be one of 'auto', {', '.join(map(repr, KINDS))}, got "

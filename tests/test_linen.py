@@ -321,3 +321,20 @@ def test_wide_layers_take_moments():
         for d in (1024, 1025)
     ]
     assert [layer.statistic for layer in statistics] == ["gram", "moments"]
+
+
+@pytest.mark.parametrize("model", [{"params": {}}, nn.Dense, None])
+def test_model_must_be_a_module(model):
+    with pytest.raises(TypeError, match=r"`model` must be a flax\.linen\.Module, got"):
+        linen.taps(model, X)
+
+
+def test_root_layer_has_a_name_in_errors():
+    taps = linen.taps(nn.Dense(2), X)
+    other = nn.Dense(3)
+    with pytest.raises(
+        ValueError, match=r"layer '\.' was tapped as a Dense with a ker"
+    ):
+        linen.value_and_grad(lambda p: other.apply(p, X).sum(), taps)(
+            other.init(jax.random.key(0), X)
+        )
