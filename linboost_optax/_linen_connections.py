@@ -181,8 +181,8 @@ def refuse_shared(taps: Taps, function: Callable[..., Any], *args: Any) -> None:
         if uses[layer.key] > math.prod(layer.stack):
             raise ValueError(
                 f"layer '{layer.label}' is used more than once, and `statistic` "
-                f"'inputs' cannot be added up (its inputs have shape {layer.input_shape}). Use "
-                "'gram' or 'moments', which can."
+                "'inputs' cannot be added up (its inputs have shape "
+                f"{layer.input_shape}). Use 'gram' or 'moments', which can."
             )
 
 
