@@ -90,6 +90,41 @@ def trace_init(model: nn.Module, found: Discovery, rngs: Any, args, kwargs) -> d
         return dict(unfreeze(jax.eval_shape(init, rngs, arrays)))
 
 
+def keep_shared(
+    layers: tuple[Layer, ...], apply: Callable[..., Any], *args: Any
+) -> tuple[Layer, ...]:
+    """Gives back a statistic of their own to layers that share one only in ``init``.
+
+    A model initialises all branches of ``nn.cond`` on one input, and then runs one.
+    """
+    if all(layer.source is None for layer in layers):
+        return layers
+    inputs: dict[tuple[str, ...], list[jax.Array]] = {}
+
+    def record(next_fun, args, kwargs, context):
+        if _linen_modules.is_layer_call(context):
+            x = _linen_modules.layer_input(args, kwargs)
+            inputs.setdefault(context.module.path, []).append(x)
+        return next_fun(*args, **kwargs)
+
+    with _linen_modules.trace_context(object()), nn.intercept_methods(record):
+        jax.eval_shape(apply, *args)
+    paths = {layer.path for layer in layers}
+
+    def same(layer: Layer) -> bool:
+        ids = [
+            {id(x) for x in inputs.get(path, [])}
+            for path in (layer.path, layer.source)
+            if path is not None and path in paths
+        ]
+        return len(ids) == 2 and ids[0] == ids[1]
+
+    return tuple(
+        layer if layer.source is None or same(layer) else replace(layer, source=None)
+        for layer in layers
+    )
+
+
 def with_stack(layer: Layer, params: Mapping) -> Layer:
     """Returns the layer with its stacked axes, read off the parameter tree."""
     branch = descend(params, layer.path)

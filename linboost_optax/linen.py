@@ -97,12 +97,14 @@ def taps(
             f"{found.reasons or 'no Dense, DenseGeneral, Conv or Embed was called'}. "
             "Use a plain optimizer."
         )
-    result = Taps(layers, _linen_discovery.plain(params, layers, found.reasons))
-
     streams = dict(rngs) if isinstance(rngs, Mapping) else {"params": rngs}
     apply = functools.partial(model.apply, rngs=streams, mutable=True)
     apply, arrays = _linen_discovery.abstract(apply, args, kwargs)
-    tree = _linen_connections.insert(without_leaves(params), result, result.zeros())
+    bare = {**variables, "params": without_leaves(params)}
+    layers = _linen_discovery.keep_shared(layers, apply, bare, arrays)
+    result = Taps(layers, _linen_discovery.plain(params, layers, found.reasons))
+
+    tree = _linen_connections.insert(bare["params"], result, result.zeros())
     _linen_connections.refuse_shared(
         result, apply, {**variables, "params": tree}, arrays
     )

@@ -256,7 +256,7 @@ def test_a_target_never_reached_is_a_dash():
         cell.strip() for cell in report.race_table(result).split("\n")[3].split("|")
     ]
     assert cells[1:-1] == [
-        *("Muon", "0.1", "-", "-", "-", "-", "-", "-", "-"),
+        *("Muon", "0.1", "0.25", "-", "-", "-", "-", "-", "-", "-"),
         *("1.00 [1.00, 1.00]", "1.00x"),
     ]
 
