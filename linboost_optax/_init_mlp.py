@@ -4,13 +4,16 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 
 Params = list[tuple[jax.Array, jax.Array]]
 
 
-def init_mlp(key: jax.Array, sizes: Sequence[int], dtype: Any = jnp.float32) -> Params:
+def init_mlp(
+    key: chex.PRNGKey, sizes: Sequence[int], dtype: Any = jnp.float32
+) -> Params:
     """Kernels and biases drawn from N(0, 1 / fan-in), first layer to last.
 
     Args:
