@@ -15,7 +15,7 @@ from linboost_optax._elimination import (
     where_seen,
     zeros_like_statistic,
 )
-from linboost_optax._layers import Affine, BlockMoments, Layer
+from linboost_optax._layers import Affine, Layer
 from linboost_optax._statistics import Statistic
 
 
@@ -97,10 +97,6 @@ class IncompleteCholesky:
         """Returns the state after one batch."""
         del step, biased, factored
         batch = _layers.block_moments(layer, statistic)
-        return self.accumulate(batch, state)
-
-    def accumulate(self, batch: BlockMoments, state: MomentsState) -> MomentsState:
-        """Returns the moving averages after ``batch``."""
         new = MomentsState(
             state.count + 1,
             self.b_mu * state.mean + (1 - self.b_mu) * batch.mean,

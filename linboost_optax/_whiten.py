@@ -40,12 +40,14 @@ def whiten(
     ``inner`` sees gradients and parameters of a network whose every linear layer
     has centred, uncorrelated inputs of unit variance; the network itself stays as
     it is. Parameters outside tapped layers pass through unchanged. Linear Neuron
-    Boosting is the case of normalised gradient descent: ``whiten(optax.chain(
-    optax.ema(0.9), optax.normalize_by_update_norm(), optax.sgd(lr)), taps)``.
+    Boosting is the case of normalised gradient descent, on averaged gradients:
+    ``optax.chain(optax.ema(0.9), whiten(optax.chain(
+    optax.normalize_by_update_norm(), optax.sgd(lr)), taps))``.
 
     What ``inner`` sees as ``params`` are the whitened parameters :math:`V`, so that
     decoupled weight decay decays the real weights: :math:`C^{-T} \lambda C^T W =
-    \lambda W`. They cost nothing unless ``inner`` reads them. Its state is left as it
+    \lambda W`. Under ``jit``
+    they cost nothing unless ``inner`` reads them. Its state is left as it
     is when :math:`C` is refreshed.
 
     A step whose gradients or statistics are not finite is skipped: zero updates,

@@ -4,7 +4,7 @@ import contextlib
 import os
 
 # Nearly all the time of a test goes into compiling code that then runs once: without
-# XLA's optimizations the suite takes 0.4 of the time. Notebooks have them back.
+# XLA's optimizations two of the files took 0.4 of the time. Notebooks have them back.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import jax

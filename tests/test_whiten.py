@@ -65,12 +65,11 @@ def test_lnb_without_its_scale_is_whitened_gradient_descent(solver):
 def test_lnb_is_whitened_normalised_gradient_descent(solver):
     with jax.enable_x64(True):
         model, params, batch, taps = setup(jnp.float64)
-        lnb = lbo.lnb(0.1, taps, solver, b_g=0.0, min_norm=1e-9, weight_decay=0.0)
+        lnb = lbo.lnb(0.1, taps, solver, b_g=0.9, min_norm=1e-9, weight_decay=0.0)
         inner = optax.chain(optax.normalize_by_update_norm(eps=0.0), optax.sgd(0.1))
+        whitened = optax.chain(optax.ema(0.9), lbo.whiten(inner, taps, solver))
         got, _, _ = run(model, params, batch, taps, lnb, 12)
-        want, _, _ = run(
-            model, params, batch, taps, lbo.whiten(inner, taps, solver), 12
-        )
+        want, _, _ = run(model, params, batch, taps, whitened, 12)
         assert_trees_close(got, want, EXACT)
 
 
