@@ -6,6 +6,7 @@ a grid; iterations and seconds are those that each trainer needs to get there.
 """
 
 import argparse
+import functools
 import json
 import platform
 import time
@@ -91,11 +92,13 @@ def _start(problem, corruption, seed, hidden):
     return split, lbo.network(params), params
 
 
-def _options(corruption: str) -> tuple[tuple[str, Any], ...]:
-    """What "ILLS, tuned" changes; "ILLS" is all defaults."""
+def _variants(corruption: str) -> dict[str, tuple[tuple[str, Any], ...]]:
+    """Options of ILLS by name; "ILLS" is all defaults."""
+    variants: dict[str, tuple[tuple[str, Any], ...]] = {"ILLS": ()}
     if corruption == "outliers":
-        return (("loss", "tukey"), ("output_ridge", 1e-4))
-    return (("output_ridge", 1e-4),)
+        variants["ILLS, Huber"] = (("loss", "huber"),)
+        variants["ILLS, Tukey"] = (("loss", "tukey"),)
+    return variants
 
 
 def _seed(problem, corruption, seed, hidden) -> dict[str, Any]:
@@ -109,10 +112,9 @@ def _seed(problem, corruption, seed, hidden) -> dict[str, Any]:
             for r in RATES
         ],
         "L-BFGS": [trainers.lbfgs(network, params, split, steps=LBFGS_STEPS, **run)],
-        "ILLS": [_ills(network, params, split, (), True)],
     }
-    options = _options(corruption)
-    curves["ILLS, tuned"] = [_ills(network, params, split, options, True)]
+    for name, options in _variants(corruption).items():
+        curves[name] = [_ills(network, params, split, options, True)]
     if corruption == "outliers":
         curves["adam, Huber"] = [
             trainers.adam(network, params, split, r, loss="huber", **run) for r in RATES
@@ -176,20 +178,19 @@ def _mlp(split, hidden, seed) -> dict[str, float]:
 def _seconds(problem, corruption, hidden, rounds=5) -> dict[str, float]:
     """Seconds an iteration: least of interleaved rounds, compiled beforehand."""
     split, network, params = _start(problem, corruption, 0, hidden)
-    options = _options(corruption)
-    runs = {
+    runs: dict[str, tuple[int, Any]] = {
         "adam": (ADAM_STEPS, lambda: trainers.adam(network, params, split, 1e-2)),
         "adam, mini-batch": (
             EPOCHS,
             lambda: trainers.adam_batches(network, params, split, 1e-2, steps=EPOCHS),
         ),
         "L-BFGS": (200, lambda: trainers.lbfgs(network, params, split, steps=200)),
-        "ILLS": (ILLS_STEPS, lambda: _ills(network, params, split, (), False)),
-        "ILLS, tuned": (
-            ILLS_STEPS,
-            lambda: _ills(network, params, split, options, False),
-        ),
     }
+    for name, options in _variants(corruption).items():
+        runs[name] = (
+            ILLS_STEPS,
+            functools.partial(_ills, network, params, split, options, False),
+        )
     least = dict.fromkeys(runs, float("inf"))
     for _, run in runs.values():
         jax.block_until_ready(run())

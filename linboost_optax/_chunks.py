@@ -2,7 +2,8 @@
 
 A sum holds one chunk in memory. The last chunk is moved back to end at the last
 sample, and the samples it shares with the one before get weight 0, so that every
-chunk has one shape and nothing is padded or copied.
+chunk has one shape and nothing is padded. Data hold one row a sample, as users give
+them; a chunk holds one column a sample, see :mod:`linboost_optax._network`.
 """
 
 from collections.abc import Callable
@@ -15,9 +16,14 @@ import jax.numpy as jnp
 class Batch(NamedTuple):
     """Samples of a weighted least-squares problem; the weights are sums' only scale."""
 
-    inputs: jax.Array  # [sample, feature]
+    inputs: jax.Array  # [sample, feature]; [feature, sample] in a chunk, and so on
     targets: jax.Array  # [sample, output]
     weights: jax.Array  # [sample, output], or [sample, 1] shared by all outputs
+
+    @property
+    def T(self) -> "Batch":
+        """Rows become columns."""
+        return Batch(self.inputs.T, self.targets.T, self.weights.T)
 
 
 def sum_over_chunks(
@@ -26,7 +32,8 @@ def sum_over_chunks(
     """The sum of ``fn(chunk)`` over all chunks and over the devices of ``axis_name``.
 
     Args:
-        fn: maps a :class:`Batch` to a pytree of sums that are linear in the weights.
+        fn: maps a chunk, one column a sample, to a pytree of sums that are linear in
+            the weights.
         batch: all samples of this device.
         chunk_size: samples a chunk; ``None`` takes them at once.
         axis_name: mapped axis to sum over, or ``None``.
@@ -41,14 +48,14 @@ def sum_over_chunks(
 def _local_sum(fn: Callable[[Batch], Any], batch: Batch, chunk_size: int | None) -> Any:
     samples = batch.inputs.shape[0]
     if chunk_size is None or chunk_size >= samples:
-        return fn(batch)
+        return fn(batch.T)
 
     def step(total, index):
         chunk, new = _take(batch, index, chunk_size)
         chunk = chunk._replace(weights=jnp.where(new[:, None], chunk.weights, 0))
-        return jax.tree.map(jnp.add, total, fn(chunk)), None
+        return jax.tree.map(jnp.add, total, fn(chunk.T)), None
 
-    shapes = jax.eval_shape(lambda: fn(_take(batch, 0, chunk_size)[0]))
+    shapes = jax.eval_shape(lambda: fn(_take(batch, 0, chunk_size)[0].T))
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     return jax.lax.scan(step, zeros, jnp.arange(-(-samples // chunk_size)))[0]
 
@@ -56,18 +63,24 @@ def _local_sum(fn: Callable[[Batch], Any], batch: Batch, chunk_size: int | None)
 def map_over_chunks(
     fn: Callable[[Batch], Any], batch: Batch, chunk_size: int | None
 ) -> Any:
-    """``fn(chunk)``, one row a sample, collected for all samples."""
+    """``fn(chunk)``, one column a sample, collected: one row a sample."""
     samples = batch.inputs.shape[0]
+
+    def rows_of(chunk):
+        return jax.tree.map(jnp.transpose, fn(chunk.T))
+
     if chunk_size is None or chunk_size >= samples:
-        return fn(batch)
+        return rows_of(batch)
 
     def step(rows, index):
         chunk, _ = _take(batch, index, chunk_size)
         start = _start(index, chunk_size, samples)
         write = jax.lax.dynamic_update_slice_in_dim
-        return jax.tree.map(lambda r, c: write(r, c, start, 0), rows, fn(chunk)), None
+        return jax.tree.map(
+            lambda r, c: write(r, c, start, 0), rows, rows_of(chunk)
+        ), None
 
-    shapes = jax.eval_shape(lambda: fn(_take(batch, 0, chunk_size)[0]))
+    shapes = jax.eval_shape(lambda: rows_of(_take(batch, 0, chunk_size)[0]))
     empty = jax.tree.map(lambda s: jnp.zeros((samples, *s.shape[1:]), s.dtype), shapes)
     return jax.lax.scan(step, empty, jnp.arange(-(-samples // chunk_size)))[0]
 

@@ -1,5 +1,6 @@
 """Iterative linear least squares as an Optax transformation."""
 
+import dataclasses
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -19,9 +20,17 @@ from linboost_optax._ills_published import invert_targets, sweep
 from linboost_optax._ills_subspace import combine
 from linboost_optax._ills_weighted import directions
 from linboost_optax._network import Layers, Network, read_layers, write_layers
+from linboost_optax._robust import Robust
 
 _MIN_DAMPING = 1e-6
 _MAX_DAMPING = 1e12
+# The ridge on the last layer starts at most this far above its final value, and never
+# above the second number: it keeps the units from cancelling each other early on.
+_RIDGE_SHARE, _MAX_START_RIDGE = 1e4, 1e-2
+# While an accepted step lowers the objective by this share, training is under way and
+# the ridge falls slowly; after that fast, and Tukey's loss takes over from Huber's.
+_GAIN = 0.05
+_SLOW, _FAST = 0.93, 0.5
 
 
 class IllsState(NamedTuple):
@@ -33,7 +42,9 @@ class IllsState(NamedTuple):
     objective: jax.Array  # at the current weights; infinite before the first iteration
     accepted: jax.Array  # whether the last iteration took its step, bool
     rejected: jax.Array  # rejections in a row, int32
+    output_ridge: jax.Array  # rho of the next iteration, falling to the argument
     scale: jax.Array  # of the residuals, for a robust loss; infinite before it is known
+    settled: jax.Array  # whether Tukey's loss has taken over from Huber's, bool
 
 
 def ills(
@@ -70,7 +81,10 @@ def ills(
        steps, with the last layer eliminated and damping :math:`\mu`;
     3. refit the last layer exactly; accept if :math:`F` falls.
 
-    The first iteration is step 3 alone.
+    The first iteration is step 3 alone. :math:`\rho` starts larger than
+    ``output_ridge`` (by 1e4, but not above 1e-2) and falls to it, slowly while steps
+    lower :math:`F` by 5 % or more, then by half an iteration; the published method
+    keeps it fixed.
 
     ``method="published"`` instead inverts the activations (see References). With an
     output activation :math:`g` it measures its loss on
@@ -94,10 +108,12 @@ def ills(
         damping: start value of :math:`\mu` >= 0, relative to a unit diagonal.
             Default 1e-2; for the published method of the minimum-norm change.
         ridge: of the hidden regressions, relative to the mean diagonal. Default 1e-5.
-        output_ridge: :math:`\rho` >= 0, default 1e-6; 1e-4 suits noisy data
-            and targets with steep places, where an almost free last layer cancels.
+        output_ridge: final :math:`\rho` >= 0, default 1e-6; 0 leaves the last layer
+            free from the start.
         hidden_ridge: :math:`\rho_h` >= 0, default 0.
         loss: ``"squared"`` (default), ``"huber"`` or ``"tukey"``, for outliers.
+            Tukey's starts as the Huber loss that lies just above it, until a step
+            gains less than 5 %.
         tuning: constant of a robust loss, in robust standard deviations of the
             residual; default 1 for Huber and 4.685 for Tukey.
         relaxation: published method only, share in (0, 1] of the regression's
@@ -178,7 +194,9 @@ def from_config(config: IllsConfig) -> optax.GradientTransformationExtraArgs:
             objective=jnp.asarray(jnp.inf, dtype),
             accepted=jnp.zeros((), bool),
             rejected=jnp.zeros((), jnp.int32),
+            output_ridge=jnp.asarray(_start_ridge(config), dtype),
             scale=jnp.asarray(jnp.inf, dtype),
+            settled=jnp.zeros((), bool),
         )
 
     def update(
@@ -215,12 +233,23 @@ def from_config(config: IllsConfig) -> optax.GradientTransformationExtraArgs:
     return optax.GradientTransformationExtraArgs(init, cast(Any, update))
 
 
+def _start_ridge(config: IllsConfig) -> Any:
+    if config.method == "published" or not config.network.hidden:
+        return config.output_ridge
+    start = jnp.minimum(_RIDGE_SHARE * config.output_ridge, _MAX_START_RIDGE)
+    return jnp.maximum(start, config.output_ridge)
+
+
 def iterate(
     config: IllsConfig, params: Any, layers: Layers, state: IllsState, batch: Batch
 ) -> tuple[Layers, IllsState]:
     """One iteration: the change of every layer, and the state after it."""
     if config.method == "published":
         batch = batch._replace(targets=invert_targets(config, batch.targets))
+    # It only falls, and the objective with it: as with the scale, no rise comes of it.
+    ridge = jnp.maximum(state.output_ridge, config.output_ridge)
+    state = state._replace(output_ridge=ridge.astype(state.output_ridge.dtype))
+    config = dataclasses.replace(config, output_ridge=state.output_ridge)
     # Accumulating Gram matrices in reduced precision would cost the small directions.
     with jax.default_matmul_precision("highest"):
         scale = jnp.where(
@@ -228,14 +257,15 @@ def iterate(
             state.scale,
             update_scale(config, layers, state.scale, batch),
         )
-        before = objective(config, layers, scale, batch)
-        working = working_batch(config, layers, scale, batch)
+        robust = Robust(scale, state.settled)
+        before = objective(config, layers, robust, batch)
+        working = working_batch(config, layers, robust, batch)
         hidden = _propose(config, layers, state, working)
         last = refit_output(config, [*hidden, layers[-1]], state.damping, working)
         # Weights as they will be once the update is added, rounding included.
         steps = [v - w for v, w in zip([*hidden, last], layers, strict=True)]
         candidate = [w + step for w, step in zip(layers, steps, strict=True)]
-        after = objective(config, candidate, scale, batch)
+        after = objective(config, candidate, robust, batch)
     accepted = after < before
     previous = write_layers(config.network, params, steps)
     steps = [jnp.where(accepted, step, 0) for step in steps]
@@ -283,6 +313,8 @@ def _advance(
 ) -> IllsState:
     """The next state; left as it is where the data make the objective not finite."""
     damping = jnp.where(accepted, state.damping / 3, state.damping * 4)
+    slow = accepted & (before - after < _GAIN * before)
+    shrink = jnp.where(slow, _FAST, _SLOW).astype(state.output_ridge.dtype)
     advanced = IllsState(
         count=state.count + 1,
         damping=jnp.clip(damping, _MIN_DAMPING, _MAX_DAMPING),
@@ -292,7 +324,9 @@ def _advance(
         objective=jnp.where(accepted, after, before),
         accepted=accepted,
         rejected=jnp.where(accepted, 0, state.rejected + 1),
+        output_ridge=state.output_ridge * shrink,
         scale=scale,
+        settled=state.settled | (slow & jnp.isfinite(scale)),
     )
     sound = jnp.isfinite(before)
     frozen = state._replace(accepted=jnp.zeros((), bool), rejected=state.rejected + 1)

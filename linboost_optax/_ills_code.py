@@ -95,13 +95,13 @@ def at_rounding(
 def _largest_slopes(
     config: IllsConfig, layers: Layers, batch: Batch
 ) -> list[np.ndarray]:
-    slopes = forward(config.network, layers, batch.inputs).slopes
-    return [np.max(np.abs(np.asarray(s)), axis=0) for s in slopes]
+    slopes = forward(config.network, layers, batch.inputs.T).slopes
+    return [np.max(np.abs(np.asarray(s)), axis=1) for s in slopes]
 
 
 def _dependent_inputs(config: IllsConfig, layers: Layers, batch: Batch) -> bool:
     def chunk(part: Batch):
-        weights = jnp.mean(part.weights, axis=1, keepdims=True)
+        weights = jnp.mean(part.weights, axis=0, keepdims=True)
         inputs = forward(config.network, layers, part.inputs).inputs
         return [weighted_gram(x, weights)[0] for x in inputs[:-1]]
 

@@ -14,6 +14,7 @@ from linboost_optax._ills_published import ideal_values, invert_targets
 from linboost_optax._ills_weighted import back_propagate, importances
 from linboost_optax._least_squares import relative_ridge, solve, weighted_gram
 from linboost_optax._network import Layers, Network, forward, read_layers
+from linboost_optax._robust import Robust
 
 
 class LayerDiagnostics(NamedTuple):
@@ -82,25 +83,25 @@ def ills_diagnostics(
         working = data
         parts = _published_parts
     else:
-        unscaled = jnp.asarray(jnp.inf, layers[0].dtype)
+        unscaled = Robust(jnp.asarray(jnp.inf, layers[0].dtype), jnp.asarray(True))
         working = working_batch(config, layers, unscaled, data)
         parts = _weighted_parts
     result = []
-    for name, x, z, change, weights, clipped in parts(config, layers, working):
+    for name, x, z, change, weights, clipped in parts(config, layers, working.T):
         coefficients, condition = _regress(config, x, change, weights)
-        fitted = x @ coefficients
-        left = jnp.sum(weights * (change - fitted) ** 2, axis=0)
-        total = jnp.sum(weights * change**2, axis=0)
+        fitted = coefficients.T @ x
+        left = jnp.sum(weights * (change - fitted) ** 2, axis=1)
+        total = jnp.sum(weights * change**2, axis=1)
         result.append(
             LayerDiagnostics(
                 name=name,
-                pre_activations=np.asarray(z),
-                ideal=np.asarray(z + change),
-                fitted=np.asarray(z + fitted),
-                weights=np.asarray(weights),
+                pre_activations=np.asarray(z).T,
+                ideal=np.asarray(z + change).T,
+                fitted=np.asarray(z + fitted).T,
+                weights=np.asarray(weights).T,
                 r2=np.asarray(jnp.where(total > 0, 1 - left / total, jnp.nan)),
                 condition=condition,
-                clipped=np.asarray(jnp.mean(clipped, axis=0)),
+                clipped=np.asarray(jnp.mean(clipped, axis=1)),
             )
         )
     return result
@@ -114,7 +115,7 @@ def _weighted_parts(config: IllsConfig, layers: Layers, working: Batch):
     pulls = back_propagate(config.network, layers, f, residual)
     for level, (c, pull) in enumerate(zip(importance, pulls, strict=True)):
         layer = config.network.layers[level]
-        z = f.inputs[level] @ layers[level]
+        z = layers[level].T @ f.inputs[level]
         change = jnp.where(c > 0, pull / jnp.where(c > 0, c, 1), 0)
         wanted = layer.activation.fn(z) + f.slopes[level] * change
         outside = (wanted < layer.activation.low) | (wanted > layer.activation.high)
@@ -126,8 +127,8 @@ def _published_parts(config: IllsConfig, layers: Layers, working: Batch):
     for level, layer in enumerate(config.network.hidden):
         damping = jnp.asarray(config.damping, layers[0].dtype)
         ideal = ideal_values(config, layers, layers, level, damping, working)
-        z = ideal.inputs @ layers[level]
-        sample = jnp.mean(working.weights, axis=1, keepdims=True)
+        z = layers[level].T @ ideal.inputs
+        sample = jnp.mean(working.weights, axis=0, keepdims=True)
         outside = (ideal.unclipped != ideal.activations).astype(z.dtype)
         yield (
             layer.kernel,
@@ -143,7 +144,7 @@ def _regress(
     config: IllsConfig, x: jax.Array, change: jax.Array, weights: jax.Array
 ) -> tuple[jax.Array, np.ndarray]:
     gram = relative_ridge(weighted_gram(x, weights), config.ridge)
-    coefficients = solve(gram, x.T @ (weights * change))
+    coefficients = solve(gram, x @ (weights * change).T)
     gram64 = np.asarray(gram, np.float64)
     diagonal = np.sqrt(np.diagonal(gram64, axis1=1, axis2=2))
     alive = np.all(diagonal > 0, axis=1)

@@ -140,8 +140,8 @@ def fit_ills(
             break
         key = jax.random.fold_in(jax.random.key(seed), draw)
         start = redraw_units(key, network, result.params, data)
-        # A robust objective is comparable at one scale only.
-        again = fresh._replace(scale=result.state.scale)
+        # A robust objective is comparable at one scale of one loss only.
+        again = fresh._replace(scale=result.state.scale, settled=result.state.settled)
         again = _run(config, limits, start, again, data, held_out)
         result = _better(result, again)
     if polish and result.code not in (IllsCode.NOT_FINITE, IllsCode.EARLY_STOPPED):
@@ -298,6 +298,7 @@ def _code(
 
 def _validation_loss(config: IllsConfig, layers: Any, held_out: Batch) -> jax.Array:
     """Mean squared error, or mean absolute error where the loss is robust."""
+    held_out = held_out.T
     z = forward(config.network, layers, held_out.inputs).out
     residual = held_out.targets - config.network.last.activation.fn(z)
     error = residual**2 if config.loss == "squared" else jnp.abs(residual)

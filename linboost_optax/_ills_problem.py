@@ -15,7 +15,7 @@ from linboost_optax._chunks import Batch, map_over_chunks, sum_over_chunks
 from linboost_optax._ills_config import IllsConfig
 from linboost_optax._least_squares import add_diagonal, solve, weighted_gram
 from linboost_optax._network import Layers, forward, kernel_mask
-from linboost_optax._robust import loss_value, loss_weight, residual_scale
+from linboost_optax._robust import Robust, loss_value, loss_weight, residual_scale
 
 # Below this slope an output unit is saturated and its curvature is not trusted.
 _SLOPE_FLOOR = 1e-3
@@ -36,14 +36,14 @@ def response(config: IllsConfig, z: jax.Array) -> jax.Array:
 
 
 def objective(
-    config: IllsConfig, layers: Layers, scale: jax.Array, batch: Batch
+    config: IllsConfig, layers: Layers, robust: Robust, batch: Batch
 ) -> jax.Array:
     """Weighted mean loss plus the ridge penalties; a scalar."""
 
     def chunk(part: Batch):
         z = forward(config.network, layers, part.inputs).out
         value = loss_value(
-            config.loss, config.cutoff, part.targets - response(config, z), scale
+            config.loss, config.cutoff, part.targets - response(config, z), robust
         )
         # A missing target must not count even where its loss is not finite.
         return jnp.sum(jnp.where(part.weights > 0, part.weights * value, 0))
@@ -91,7 +91,7 @@ def update_scale(
 
 
 def working_batch(
-    config: IllsConfig, layers: Layers, scale: jax.Array, batch: Batch
+    config: IllsConfig, layers: Layers, robust: Robust, batch: Batch
 ) -> Batch:
     r"""Working targets and weights at the current weights.
 
@@ -104,7 +104,8 @@ def working_batch(
     def chunk(part: Batch):
         z = forward(config.network, layers, part.inputs).out
         residual = part.targets - response(config, z)
-        weight = part.weights * loss_weight(config.loss, config.cutoff, residual, scale)
+        weight = loss_weight(config.loss, config.cutoff, residual, robust)
+        weight = part.weights * weight
         if not output_kind(config):
             return part.targets, weight
         slope = config.network.last.activation.slope(z)
@@ -127,7 +128,7 @@ def refit_output(
     def chunk(part: Batch):
         a = forward(config.network, layers, part.inputs).inputs[-1]
         weighted = part.weights * part.targets
-        return weighted_gram(a, part.weights), a.T @ weighted
+        return weighted_gram(a, part.weights), a @ weighted.T
 
     gram, rhs = sum_over_chunks(chunk, working, config.chunk_size, config.axis_name)
     mask = kernel_mask(config.network.last, gram.dtype)[:, 0]

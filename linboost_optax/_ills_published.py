@@ -22,7 +22,7 @@ from linboost_optax._network import Layers, forward
 
 
 class Ideal(NamedTuple):
-    """Ideal values of one hidden layer, ``[sample, unit]`` but for the inputs."""
+    """Ideal values of one hidden layer, ``[unit, sample]`` but for the inputs."""
 
     inputs: jax.Array  # of the layer, augmented
     unclipped: jax.Array  # ideal activations before clipping
@@ -57,7 +57,7 @@ def ideal_values(
         new: the same, with the layers above ``level`` already fitted.
         level: hidden layer, counted from 0.
         damping: of the minimum-norm change, relative to the mean diagonal.
-        part: samples with working targets.
+        part: chunk of samples with working targets.
 
     Returns:
         The :class:`Ideal` values.
@@ -69,15 +69,14 @@ def ideal_values(
         layer = config.network.layers[at]
         kernel = new[at + 1][: layer.features_out]
         gram = relative_ridge((kernel.T @ kernel)[None], damping)
-        unclipped = (
-            f.inputs[at + 1][:, : layer.features_out]
-            + solve(gram, residual.T).T @ kernel.T
+        unclipped = f.inputs[at + 1][: layer.features_out] + kernel @ solve(
+            gram, residual
         )
         activations = layer.activation.clip(unclipped, config.margin)
         inverse = layer.activation.inverse
         assert inverse is not None  # IllsConfig refuses the others.
         ideal = Ideal(f.inputs[at], unclipped, activations, inverse(activations))
-        residual = ideal.pre_activations - f.inputs[at] @ new[at]
+        residual = ideal.pre_activations - new[at].T @ f.inputs[at]
     assert ideal is not None  # `level` is a hidden layer.
     return ideal
 
@@ -93,9 +92,9 @@ def _fit(
     def chunk(part: Batch):
         ideal = ideal_values(config, layers, new, level, damping, part)
         # A hidden unit serves all outputs: a sample counts with its mean weight.
-        weights = jnp.mean(part.weights, axis=1, keepdims=True)
+        weights = jnp.mean(part.weights, axis=0, keepdims=True)
         x = ideal.inputs
-        return weighted_gram(x, weights), x.T @ (weights * ideal.pre_activations)
+        return weighted_gram(x, weights), x @ (weights * ideal.pre_activations).T
 
     gram, rhs = sum_over_chunks(chunk, working, config.chunk_size, config.axis_name)
     return solve(relative_ridge(gram, config.ridge), rhs)

@@ -28,12 +28,12 @@ def redraw_units(key: jax.Array, network: Network, params: Any, batch: Batch) ->
         Parameters of the same structure.
     """
     layers = read_layers(network, params)
-    f = forward(network, layers, batch.inputs)
+    f = forward(network, layers, batch.inputs.T)
     new = list(layers)
     for level, layer in enumerate(network.hidden):
         key, draw = jax.random.split(key)
         width = layer.features_out
-        spread = jnp.std(f.inputs[level + 1][:, :width], axis=0)
+        spread = jnp.std(f.inputs[level + 1][:width], axis=1)
         size = jnp.linalg.norm(layers[level + 1][:width], axis=1)
         worst = jnp.argsort(spread * size)[: max(1, int(_SHARE * width))]
         fresh = jax.random.normal(draw, (layers[level].shape[0], len(worst)))

@@ -84,32 +84,33 @@ def _count(config: IllsConfig, directions: Directions) -> int:
 def _effects(
     config: IllsConfig, layers: Layers, directions: Directions, f: Forward
 ) -> jax.Array:
-    """First-order change of the output, ``[sample, output, direction]``."""
+    """First-order change of the output, ``[direction, output, sample]``."""
     if config.combine == "layer":
         columns = [
             _tangent(config, layers, f, level, direction)
             for level, group in enumerate(directions)
             for direction in group
         ]
-        return jnp.stack(columns, axis=-1)
+        return jnp.stack(columns)
     blocks = []
     for level, j in enumerate(jacobians(config.network, layers, f)):
         x = f.inputs[level]
         if config.combine == "unit":
-            blocks += [j * (x @ d)[:, None, :] for d in directions[level]]
+            unit_first = j.swapaxes(0, 1)
+            blocks += [unit_first * (d.T @ x)[:, None, :] for d in directions[level]]
         else:
-            block = j[:, :, None, :] * x[:, None, :, None]
-            blocks.append(block.reshape(*j.shape[:2], -1))
-    return jnp.concatenate(blocks, axis=-1)
+            block = j.swapaxes(0, 1)[None] * x[:, None, None, :]
+            blocks.append(block.reshape(-1, *block.shape[2:]))
+    return jnp.concatenate(blocks)
 
 
 def _tangent(
     config: IllsConfig, layers: Layers, f: Forward, level: int, direction: jax.Array
 ) -> jax.Array:
-    change = f.inputs[level] @ direction
+    change = direction.T @ f.inputs[level]
     for layer in range(level, len(f.slopes)):
         kernel = layers[layer + 1][: config.network.layers[layer].features_out]
-        change = (change * f.slopes[layer]) @ kernel
+        change = kernel.T @ (change * f.slopes[layer])
     return change
 
 
@@ -120,19 +121,18 @@ def _accumulate(
         f = forward(config.network, layers, part.inputs)
         effects = _effects(config, layers, directions, f)
         weights = jnp.broadcast_to(part.weights, part.targets.shape)
-        weighted = effects * weights[:, :, None]
+        weighted = effects * weights[None]
         residual = part.targets - f.out
-        samples = effects.shape[0] * effects.shape[1]
-        flat = weighted.reshape(samples, -1)
+        count, outputs, samples = effects.shape
+        flat = weighted.reshape(count, -1)
         a = f.inputs[-1]
+        cross = a @ weighted.reshape(-1, samples).T
         return Sums(
-            gram=flat.T @ effects.reshape(samples, -1),
-            rhs=flat.T @ residual.reshape(samples),
-            cross=(a.T @ weighted.reshape(len(a), -1)).reshape(
-                a.shape[1], *effects.shape[1:]
-            ),
+            gram=flat @ effects.reshape(count, -1).T,
+            rhs=flat @ residual.reshape(-1),
+            cross=cross.reshape(-1, count, outputs).swapaxes(1, 2),
             last_gram=weighted_gram(a, part.weights),
-            last_rhs=a.T @ (weights * residual),
+            last_rhs=a @ (weights * residual).T,
         )
 
     return sum_over_chunks(chunk, working, config.chunk_size, config.axis_name)

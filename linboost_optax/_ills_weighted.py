@@ -23,13 +23,13 @@ from linboost_optax._network import Forward, Layers, Network, forward, kernel_ma
 
 
 def jacobians(network: Network, layers: Layers, f: Forward) -> list[jax.Array]:
-    """``d out / d z`` of every hidden layer, ``[sample, output, unit]`` each."""
+    """``d out / d z`` of every hidden layer, ``[output, unit, sample]`` each."""
     result = []
     above = None
     for level in reversed(range(len(f.slopes))):
         kernel = layers[level + 1][: network.layers[level].features_out]
-        above = kernel.T[None] if above is None else above @ kernel.T
-        above = above * f.slopes[level][:, None, :]
+        above = kernel.T[:, :, None] if above is None else kernel[None] @ above
+        above = above * f.slopes[level][None]
         result.append(above)
     return result[::-1]
 
@@ -37,29 +37,29 @@ def jacobians(network: Network, layers: Layers, f: Forward) -> list[jax.Array]:
 def importances(
     network: Network, layers: Layers, f: Forward, weights: jax.Array
 ) -> list[jax.Array]:
-    """The weights ``c``, ``[sample, unit]`` for every hidden layer."""
+    """The weights ``c``, ``[unit, sample]`` for every hidden layer."""
     kernel = jnp.abs(layers[-1][: network.last.features_in])
     slope = jnp.abs(f.slopes[-1])
     # Below the output layer J is a product, and its sums are matrix products.
-    top = slope * ((weights * (slope @ kernel)) @ kernel.T)
+    top = slope * (kernel @ (weights * (kernel.T @ slope)))
     if len(f.slopes) == 1:
         return [top]
     result = []
     for j in jacobians(network, layers, f)[:-1]:
         size = jnp.abs(j)
-        total = weights * jnp.sum(size, axis=2)
-        result.append(jnp.einsum("ikj,ik->ij", size, total))
+        total = weights * jnp.sum(size, axis=1)
+        result.append(jnp.sum(size * total[:, None, :], axis=0))
     return [*result, top]
 
 
 def back_propagate(
     network: Network, layers: Layers, f: Forward, output: jax.Array
 ) -> list[jax.Array]:
-    """``J^T output`` for every hidden layer, ``[sample, unit]`` each."""
+    """``J^T output`` for every hidden layer, ``[unit, sample]`` each."""
     result = []
     for level in reversed(range(len(f.slopes))):
         kernel = layers[level + 1][: network.layers[level].features_out]
-        output = (output @ kernel.T) * f.slopes[level]
+        output = (kernel @ output) * f.slopes[level]
         result.append(output)
     return result[::-1]
 
@@ -79,8 +79,8 @@ def normal_equations(
         return [
             (
                 weighted_gram(x, ci if config.importance == "unit" else _mean(ci)),
-                x.T @ di,
-                jnp.sum(ci, axis=0),
+                x @ di.T,
+                jnp.sum(ci, axis=1),
             )
             for x, ci, di in zip(f.inputs, c, delta, strict=False)
         ]
@@ -89,7 +89,7 @@ def normal_equations(
 
 
 def _mean(c: jax.Array) -> jax.Array:
-    return jnp.mean(c, axis=1, keepdims=True)
+    return jnp.mean(c, axis=0, keepdims=True)
 
 
 def directions(config: IllsConfig, layers: Layers, working: Batch) -> Layers:

@@ -11,26 +11,26 @@ import numpy as np
 
 
 def weighted_gram(a: jax.Array, weights: jax.Array) -> jax.Array:
-    r"""Weighted Gram matrices :math:`\sum_i c_{ij} a_i a_i^\top`, one a column ``j``.
+    r"""Weighted Gram matrices :math:`\sum_i c_{ij} a_i a_i^\top`, one a group ``j``.
 
     Args:
-        a: ``[sample, feature]``.
-        weights: ``[sample, group]``; one column means one shared matrix.
+        a: ``[feature, sample]``.
+        weights: ``[group, sample]``; one row means one shared matrix.
 
     Returns:
         ``[group, feature, feature]``, the dtype of ``a``.
     """
-    width = a.shape[1]
-    if weights.shape[1] == 1:
-        return ((a * weights).T @ a)[None]
+    width = a.shape[0]
+    if weights.shape[0] == 1:
+        return ((a * weights) @ a.T)[None]
     # All products of two features against all weights: one matrix product, of which
     # the symmetric half is enough.
-    products = [a[:, i : i + 1] * a[:, i:] for i in range(width)]
-    half = weights.T @ jnp.concatenate(products, axis=1)
+    products = [a[i : i + 1] * a[i:] for i in range(width)]
+    half = jnp.concatenate(products) @ weights.T
     row, column = np.triu_indices(width)
     position = np.zeros((width, width), np.int32)
     position[row, column] = position[column, row] = np.arange(len(row))
-    return half[:, position]
+    return jnp.moveaxis(half[position], -1, 0)
 
 
 def add_diagonal(gram: jax.Array, diagonal: jax.Array) -> jax.Array:

@@ -1,8 +1,9 @@
 """Description of a stack of dense layers: where its weights are, what follows each.
 
 Inside, a layer is one *augmented* matrix ``[input + 1, unit]`` whose last row is the
-bias (``[input, unit]`` without one), acting on inputs ``[sample, input + 1]`` whose
-last column is 1.
+bias (``[input, unit]`` without one), acting on inputs ``[input + 1, sample]`` whose
+last row is 1. Inside, samples come last: on a CPU the products of tall, narrow matrices
+are then two to three times as fast.
 """
 
 import dataclasses
@@ -79,11 +80,11 @@ class Network:
 
 
 class Forward(NamedTuple):
-    """What one pass over a batch leaves behind."""
+    """What one pass over a batch leaves behind; samples come last."""
 
-    inputs: list[jax.Array]  # per layer, [sample, input + 1]
-    slopes: list[jax.Array]  # per hidden layer, phi'(z), [sample, unit]
-    out: jax.Array  # pre-activation of the last layer, [sample, output]
+    inputs: list[jax.Array]  # per layer, [input + 1, sample]
+    slopes: list[jax.Array]  # per hidden layer, phi'(z), [unit, sample]
+    out: jax.Array  # pre-activation of the last layer, [output, sample]
 
 
 def network(
@@ -238,22 +239,22 @@ def write_layers(network: Network, params: Any, layers: Layers) -> Any:
 
 
 def augment(layer: Dense, x: jax.Array) -> jax.Array:
-    """``x`` with a last column of ones where the layer has a bias."""
+    """``x`` ``[input, sample]`` with a last row of ones where the layer has a bias."""
     if layer.bias is None:
         return x
-    return jnp.concatenate([x, jnp.ones((x.shape[0], 1), x.dtype)], axis=1)
+    return jnp.concatenate([x, jnp.ones((1, x.shape[1]), x.dtype)])
 
 
 def forward(network: Network, layers: Layers, x: jax.Array) -> Forward:
-    """Run the network up to the pre-activation of its last layer."""
+    """Run the network on ``x`` ``[input, sample]``, up to the last pre-activation."""
     inputs, slopes = [augment(network.layers[0], x)], []
     for layer, above, matrix in zip(
         network.hidden, network.layers[1:], layers[:-1], strict=True
     ):
-        z = inputs[-1] @ matrix
+        z = matrix.T @ inputs[-1]
         slopes.append(layer.activation.slope(z))
         inputs.append(augment(above, layer.activation.fn(z)))
-    return Forward(inputs, slopes, inputs[-1] @ layers[-1])
+    return Forward(inputs, slopes, layers[-1].T @ inputs[-1])
 
 
 def kernel_mask(layer: Dense, dtype: Any) -> jax.Array:
@@ -284,5 +285,10 @@ def predict(network: Network, params: Any, inputs: jax.Array) -> jax.Array:
         (3, 1)
     """
     layers = read_layers(network, params)
-    z = forward(network, layers, jnp.asarray(inputs, layers[0].dtype)).out
-    return network.last.activation.fn(z)
+    a = jnp.asarray(inputs, layers[0].dtype)
+    for layer, matrix in zip(network.layers, layers, strict=True):
+        a = a @ matrix[: layer.features_in]
+        if layer.bias is not None:
+            a = a + matrix[-1][None]
+        a = layer.activation.fn(a)
+    return a

@@ -4,6 +4,10 @@ With a scale :math:`s` and :math:`u = r / s`, a robust loss is
 :math:`2 s^2 \rho(u)`, about :math:`r^2` where :math:`r` is small. Reweighted least
 squares with weights :math:`\rho'(u) / u` lowers it. All losses here grow with
 :math:`s`, so a scale that only shrinks never raises them.
+
+Tukey's loss is not convex: from a poor start it takes for outliers what the network
+has not learnt yet. It starts as the Huber loss that lies just above it everywhere, so
+that taking over from it lowers the objective too.
 """
 
 from collections.abc import Callable
@@ -19,6 +23,13 @@ class Loss(NamedTuple):
     tuning: float
     rho: Callable[[jax.Array, float], jax.Array]
     weight: Callable[[jax.Array, float], jax.Array]
+
+
+class Robust(NamedTuple):
+    """What a robust loss depends on besides the residual."""
+
+    scale: jax.Array  # of the residuals; infinite before it is known
+    settled: jax.Array  # whether Tukey's loss has taken over from Huber's, bool
 
 
 def _huber_rho(u, c):
@@ -48,23 +59,35 @@ LOSSES = {
     "tukey": Loss(4.685, _tukey_rho, _tukey_weight),
 }
 
+# The Huber loss with this share of Tukey's constant (1.345 for 4.685, the usual pair)
+# is nowhere below Tukey's loss.
+_HUBER_SHARE = 1.345 / 4.685
 
-def loss_value(loss: str, tuning: Any, r: jax.Array, scale: jax.Array) -> jax.Array:
+
+def loss_value(loss: str, tuning: Any, r: jax.Array, robust: Robust) -> jax.Array:
     """Loss of each residual; squared while the scale is still infinite."""
     kind = LOSSES[loss]
     if kind is None:
         return r**2
-    known = jnp.isfinite(scale)
-    s = jnp.where(known, scale, 1)
-    return jnp.where(known, 2 * s**2 * kind.rho(r / s, tuning), r**2)
+    known = jnp.isfinite(robust.scale)
+    s = jnp.where(known, robust.scale, 1)
+    rho = kind.rho(r / s, tuning)
+    if loss == "tukey":
+        start = _huber_rho(r / s, _HUBER_SHARE * tuning)
+        rho = jnp.where(robust.settled, rho, start)
+    return jnp.where(known, 2 * s**2 * rho, r**2)
 
 
-def loss_weight(loss: str, tuning: Any, r: jax.Array, scale: jax.Array) -> jax.Array:
+def loss_weight(loss: str, tuning: Any, r: jax.Array, robust: Robust) -> jax.Array:
     """Weight of each residual in the reweighted least squares, in [0, 1]."""
     kind = LOSSES[loss]
     if kind is None:
         return jnp.ones_like(r)
-    return kind.weight(r / scale, tuning)
+    weight = kind.weight(r / robust.scale, tuning)
+    if loss != "tukey":
+        return weight
+    start = _huber_weight(r / robust.scale, _HUBER_SHARE * tuning)
+    return jnp.where(robust.settled, weight, start)
 
 
 def residual_scale(r: jax.Array, weights: jax.Array, axis_name: Any) -> jax.Array:

@@ -12,7 +12,13 @@ import pytest
 import linboost_optax as lbo
 from linboost_optax._chunks import Batch, map_over_chunks, sum_over_chunks
 from linboost_optax._least_squares import factorize, solve, weighted_gram
-from linboost_optax._robust import LOSSES, loss_value, loss_weight, residual_scale
+from linboost_optax._robust import (
+    LOSSES,
+    Robust,
+    loss_value,
+    loss_weight,
+    residual_scale,
+)
 
 
 @pytest.mark.parametrize("chunk_size", [1, 4, 7, 10, 99, None])
@@ -94,7 +100,7 @@ def test_gram_of_every_group():
     rng = np.random.default_rng(0)
     a, w = rng.normal(size=(30, 4)), rng.uniform(size=(30, 3))
     with jax.enable_x64(True):
-        got = weighted_gram(jnp.asarray(a), jnp.asarray(w))
+        got = weighted_gram(jnp.asarray(a.T), jnp.asarray(w.T))
     want = np.einsum("ni,nj,nu->uij", a, a, w)
     np.testing.assert_allclose(got, want, atol=1e-10)
 
@@ -125,22 +131,55 @@ def test_no_answer_is_zero():
 R = np.linspace(-8, 8, 81)
 
 
-@pytest.mark.parametrize("loss", ["huber", "tukey"])
-def test_weight_is_the_loss_s_slope(loss):
+KINDS = [("huber", False), ("tukey", False), ("tukey", True)]
+
+
+@pytest.mark.parametrize(("loss", "settled"), KINDS)
+def test_weight_is_the_loss_s_slope(loss, settled):
     """d loss / d r = 2 r weight: reweighted least squares has the right gradient."""
     tuning = LOSSES[loss].tuning
     with jax.enable_x64(True):
-        r, scale = jnp.asarray(R), jnp.asarray(1.3)
-        slope = jax.vmap(jax.grad(lambda v: loss_value(loss, tuning, v, scale)))(r)
-        weight = np.asarray(loss_weight(loss, tuning, r, scale))
+        r, robust = jnp.asarray(R), Robust(jnp.asarray(1.3), jnp.asarray(settled))
+        slope = jax.vmap(jax.grad(lambda v: loss_value(loss, tuning, v, robust)))(r)
+        weight = np.asarray(loss_weight(loss, tuning, r, robust))
     np.testing.assert_allclose(slope, 2 * R * weight, atol=1e-10)
 
 
-@pytest.mark.parametrize("loss", ["huber", "tukey"])
-def test_a_smaller_scale_never_raises_the_loss(loss):
+@pytest.mark.parametrize(("loss", "settled"), KINDS)
+def test_weighted_squares_lie_above_the_loss(loss, settled):
+    """And touch it at the residual: a step that lowers them lowers the loss."""
+    tuning = LOSSES[loss].tuning
+    with jax.enable_x64(True):
+        r, robust = jnp.asarray(R), Robust(jnp.asarray(1.3), jnp.asarray(settled))
+        value = np.asarray(loss_value(loss, tuning, r, robust))
+        weight = np.asarray(loss_weight(loss, tuning, r, robust))
+    # One row a point of contact.
+    above = value[:, None] + weight[:, None] * (R[None] ** 2 - R[:, None] ** 2)
+    assert np.all(value[None] <= above + 1e-10)
+    assert np.all((weight >= 0) & (weight <= 1))
+
+
+@pytest.mark.parametrize("tuning", [1.5, 4.685, 20.0])
+def test_tukey_takes_over_from_a_loss_nowhere_below_it(tuning):
+    with jax.enable_x64(True):
+        r, scale = jnp.linspace(-100, 100, 20_001), jnp.asarray(1.3)
+        before, after = (
+            loss_value("tukey", tuning, r, Robust(scale, jnp.asarray(settled)))
+            for settled in (False, True)
+        )
+    assert np.all(np.asarray(after - before) <= 1e-12)
+
+
+@pytest.mark.parametrize(("loss", "settled"), KINDS)
+def test_a_smaller_scale_never_raises_the_loss(loss, settled):
     tuning = LOSSES[loss].tuning
     values = [
-        loss_value(loss, tuning, jnp.asarray(R), jnp.float32(s).astype(jnp.float32))
+        loss_value(
+            loss,
+            tuning,
+            jnp.asarray(R),
+            Robust(jnp.float32(s).astype(jnp.float32), jnp.asarray(settled)),
+        )
         for s in (jnp.inf, 3.0, 1.0, 0.1)
     ]
     for larger, smaller in itertools.pairwise(values):

@@ -13,8 +13,13 @@ from linboost_optax._ills_config import IllsConfig
 from linboost_optax._ills_problem import refit_output
 from linboost_optax._ills_published import sweep
 from linboost_optax._ills_subspace import combine
-from linboost_optax._ills_weighted import directions
-from linboost_optax._network import read_layers
+from linboost_optax._ills_weighted import (
+    back_propagate,
+    directions,
+    importances,
+    jacobians,
+)
+from linboost_optax._network import forward, read_layers
 from tests import ills_reference as ref
 
 RIDGE, OUTPUT_RIDGE, DAMPING = 1e-5, 1e-3, 1e-2
@@ -217,3 +222,44 @@ def test_shared_importance_keeps_right_hand_sides():
     share = c.sum(axis=0) / c.sum(axis=0).mean()
     (got,) = JITTED[directions](config, layers, batch)
     close(got, np.linalg.solve(gram, rhs) / share)
+
+
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+def test_jacobians_against_autodiff(sizes):
+    """Of the output by every pre-activation; weights c and J^T r follow from them."""
+    config, layers, batch, (_, x, y, omega) = setup(sizes, "per target")
+    f = forward(config.network, layers, batch.inputs.T)
+    js = jacobians(config.network, layers, f)
+    cs = importances(config.network, layers, f, batch.weights.T)
+    pulls = back_propagate(config.network, layers, f, batch.targets.T)
+    for level, (j, c, pull) in enumerate(zip(js, cs, pulls, strict=True)):
+
+        def above(z, level=level):
+            a = jnp.tanh(z)
+            for w in layers[level + 1 : -1]:
+                a = jnp.tanh(jnp.append(a, 1.0) @ w)
+            return jnp.append(a, 1.0) @ layers[-1]
+
+        z = (layers[level].T @ f.inputs[level]).T
+        want = jax.vmap(jax.jacobian(above))(z)  # [sample, output, unit]
+        close(j.transpose(2, 0, 1), want)
+        size = np.abs(want)
+        close(c.T, np.einsum("ik,ikj,ik->ij", omega, size, size.sum(axis=2)))
+        close(pull.T, np.einsum("ikj,ik->ij", want, y))
+
+
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_predict_equals_the_internal_pass(outputs):
+    """Two layouts, one function; with and without bias."""
+    rng = np.random.default_rng(0)
+    params = [
+        (jnp.asarray(rng.normal(size=(4, 5))), jnp.asarray(rng.normal(size=5))),
+        jnp.asarray(rng.normal(size=(5, 6))),
+        {"kernel": jnp.asarray(rng.normal(size=(6, outputs)))},
+    ]
+    network = lbo.network(params, "asinh", "sigmoid")
+    x = jnp.asarray(rng.normal(size=(7, 4)))
+    f = forward(network, read_layers(network, params), x.T)
+    close(jax.nn.sigmoid(f.out).T, lbo.predict(network, params, x))
+    assert [a.shape for a in f.inputs] == [(5, 7), (5, 7), (6, 7)]
+    assert [a.shape for a in f.slopes] == [(5, 7), (6, 7)]
