@@ -1,14 +1,14 @@
 """Layer-wise least-squares optimizers for JAX."""
 
 from linboost_optax._activations import Activation
-from linboost_optax._ills import IllsState, ills
-from linboost_optax._ills_code import IllsCode
-from linboost_optax._ills_diagnostics import (
+from linboost_optax._ills.code import IllsCode
+from linboost_optax._ills.diagnostics import (
     LayerDiagnostics,
     ills_diagnostics,
     plot_ills,
 )
-from linboost_optax._ills_fit import IllsResult, fit_ills
+from linboost_optax._ills.fit import IllsResult, fit_ills
+from linboost_optax._ills.transformation import IllsState, ills
 from linboost_optax._init_mlp import init_mlp
 from linboost_optax._lnb import ScaleByLNBState, lnb, scale_by_lnb
 from linboost_optax._network import Dense, Network, network, predict

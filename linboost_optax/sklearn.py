@@ -19,10 +19,10 @@ from sklearn.utils.validation import (
 )
 
 from linboost_optax._activations import TABLE, Activation
-from linboost_optax._ills_config import COMBINES, IMPORTANCES, METHODS
-from linboost_optax._ills_fit import fit_ills
+from linboost_optax._ills.config import COMBINES, IMPORTANCES, METHODS
+from linboost_optax._ills.fit import fit_ills
+from linboost_optax._ills.robust import LOSSES
 from linboost_optax._network import network, predict
-from linboost_optax._robust import LOSSES
 
 
 class IllsRegressor(RegressorMixin, BaseEstimator):

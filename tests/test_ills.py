@@ -12,8 +12,8 @@ import pytest
 
 import linboost_optax as lbo
 from linboost_optax import IllsCode
-from linboost_optax._chunks import Batch
-from linboost_optax._ills_restart import redraw_units
+from linboost_optax._ills.chunks import Batch
+from linboost_optax._ills.restart import redraw_units
 
 # Re-evaluating the same objective may round differently: a few units in the last
 # place of a float32 sum.

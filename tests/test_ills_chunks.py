@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 import linboost_optax as lbo
-from linboost_optax._chunks import Batch, map_over_chunks, sum_over_chunks
-from linboost_optax._least_squares import factorize, solve, weighted_gram
-from linboost_optax._robust import (
+from linboost_optax._ills.chunks import Batch, map_over_chunks, sum_over_chunks
+from linboost_optax._ills.least_squares import factorize, solve, weighted_gram
+from linboost_optax._ills.robust import (
     LOSSES,
     Robust,
     loss_value,

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 import linboost_optax as lbo
-from linboost_optax._chunks import Batch
-from linboost_optax._ills_config import IllsConfig
-from linboost_optax._ills_problem import refit_output
-from linboost_optax._ills_published import sweep
-from linboost_optax._ills_subspace import combine
-from linboost_optax._ills_weighted import (
+from linboost_optax._ills.chunks import Batch
+from linboost_optax._ills.config import IllsConfig
+from linboost_optax._ills.problem import refit_output
+from linboost_optax._ills.published import sweep
+from linboost_optax._ills.subspace import combine
+from linboost_optax._ills.weighted import (
     back_propagate,
     directions,
     importances,

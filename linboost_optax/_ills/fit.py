@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from linboost_optax._chunks import Batch
-from linboost_optax._ills import IllsState, from_config, iterate
-from linboost_optax._ills_checks import check_scale, make_batch
-from linboost_optax._ills_code import IllsCode, explain_stall
-from linboost_optax._ills_config import IllsConfig
-from linboost_optax._ills_restart import redraw_units
+from linboost_optax._ills.checks import check_scale, make_batch
+from linboost_optax._ills.chunks import Batch
+from linboost_optax._ills.code import IllsCode, explain_stall
+from linboost_optax._ills.config import IllsConfig
+from linboost_optax._ills.restart import redraw_units
+from linboost_optax._ills.transformation import IllsState, from_config, iterate
 from linboost_optax._network import Network, forward, read_layers, write_layers
 
 # Rejections in a row after which a run counts as stalled.

@@ -6,15 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from linboost_optax._chunks import Batch
-from linboost_optax._ills_checks import make_batch
-from linboost_optax._ills_config import IllsConfig
-from linboost_optax._ills_problem import working_batch
-from linboost_optax._ills_published import ideal_values, invert_targets
-from linboost_optax._ills_weighted import back_propagate, importances
-from linboost_optax._least_squares import relative_ridge, solve, weighted_gram
+from linboost_optax._ills.checks import make_batch
+from linboost_optax._ills.chunks import Batch
+from linboost_optax._ills.config import IllsConfig
+from linboost_optax._ills.least_squares import relative_ridge, solve, weighted_gram
+from linboost_optax._ills.problem import working_batch
+from linboost_optax._ills.published import ideal_values, invert_targets
+from linboost_optax._ills.robust import Robust
+from linboost_optax._ills.weighted import back_propagate, importances
 from linboost_optax._network import Layers, Network, forward, read_layers
-from linboost_optax._robust import Robust
 
 
 class LayerDiagnostics(NamedTuple):

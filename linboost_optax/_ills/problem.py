@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 
 from linboost_optax._activations import TABLE
-from linboost_optax._chunks import Batch, map_over_chunks, sum_over_chunks
-from linboost_optax._ills_config import IllsConfig
-from linboost_optax._least_squares import add_diagonal, solve, weighted_gram
+from linboost_optax._ills.chunks import Batch, map_over_chunks, sum_over_chunks
+from linboost_optax._ills.config import IllsConfig
+from linboost_optax._ills.least_squares import add_diagonal, solve, weighted_gram
+from linboost_optax._ills.robust import Robust, loss_value, loss_weight, residual_scale
 from linboost_optax._network import Layers, forward, kernel_mask
-from linboost_optax._robust import Robust, loss_value, loss_weight, residual_scale
 
 # Below this slope an output unit is saturated and its curvature is not trusted.
 _SLOPE_FLOOR = 1e-3

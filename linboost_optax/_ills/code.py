@@ -5,11 +5,11 @@ import enum
 import jax.numpy as jnp
 import numpy as np
 
-from linboost_optax._chunks import Batch, sum_over_chunks
-from linboost_optax._ills import IllsState
-from linboost_optax._ills_config import IllsConfig
-from linboost_optax._ills_weighted import normal_equations
-from linboost_optax._least_squares import weighted_gram
+from linboost_optax._ills.chunks import Batch, sum_over_chunks
+from linboost_optax._ills.config import IllsConfig
+from linboost_optax._ills.least_squares import weighted_gram
+from linboost_optax._ills.transformation import IllsState
+from linboost_optax._ills.weighted import normal_equations
 from linboost_optax._network import Layers, forward
 
 # A unit whose slope is below this on every sample is dead.

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from linboost_optax._chunks import Batch
+from linboost_optax._ills.chunks import Batch
 from linboost_optax._network import Network
 
 # Beyond these a float32 Gram matrix loses the small directions (see `check_scale`).

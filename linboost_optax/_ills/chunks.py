@@ -3,7 +3,7 @@
 A sum holds one chunk in memory. The last chunk is moved back to end at the last
 sample, and the samples it shares with the one before get weight 0, so that every
 chunk has one shape and nothing is padded. Data hold one row a sample, as users give
-them; a chunk holds one column a sample, see :mod:`linboost_optax._network`.
+them; a chunk holds one column a sample, see ``_network.py``.
 """
 
 from collections.abc import Callable

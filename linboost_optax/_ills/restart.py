@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from linboost_optax._chunks import Batch
+from linboost_optax._ills.chunks import Batch
 from linboost_optax._network import Network, forward, read_layers, write_layers
 
 _SHARE = 0.2

@@ -11,9 +11,9 @@ nothing is divided by :math:`c`.
 import jax
 import jax.numpy as jnp
 
-from linboost_optax._chunks import Batch, sum_over_chunks
-from linboost_optax._ills_config import IllsConfig
-from linboost_optax._least_squares import (
+from linboost_optax._ills.chunks import Batch, sum_over_chunks
+from linboost_optax._ills.config import IllsConfig
+from linboost_optax._ills.least_squares import (
     add_diagonal,
     relative_ridge,
     solve,

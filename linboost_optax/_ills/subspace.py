@@ -14,15 +14,15 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from linboost_optax._chunks import Batch, sum_over_chunks
-from linboost_optax._ills_config import IllsConfig
-from linboost_optax._ills_weighted import jacobians
-from linboost_optax._least_squares import (
+from linboost_optax._ills.chunks import Batch, sum_over_chunks
+from linboost_optax._ills.config import IllsConfig
+from linboost_optax._ills.least_squares import (
     add_diagonal,
     factorize,
     solve,
     weighted_gram,
 )
+from linboost_optax._ills.weighted import jacobians
 from linboost_optax._network import Forward, Layers, forward, kernel_mask
 
 # One list a hidden layer, of directions shaped like the layer's augmented matrix.

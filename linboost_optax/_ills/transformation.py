@@ -7,20 +7,20 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from linboost_optax._chunks import Batch
-from linboost_optax._ills_checks import check_distinct_units, is_known, make_batch
-from linboost_optax._ills_config import IllsConfig
-from linboost_optax._ills_problem import (
+from linboost_optax._ills.checks import check_distinct_units, is_known, make_batch
+from linboost_optax._ills.chunks import Batch
+from linboost_optax._ills.config import IllsConfig
+from linboost_optax._ills.problem import (
     objective,
     refit_output,
     update_scale,
     working_batch,
 )
-from linboost_optax._ills_published import invert_targets, sweep
-from linboost_optax._ills_subspace import combine
-from linboost_optax._ills_weighted import directions
+from linboost_optax._ills.published import invert_targets, sweep
+from linboost_optax._ills.robust import Robust
+from linboost_optax._ills.subspace import combine
+from linboost_optax._ills.weighted import directions
 from linboost_optax._network import Layers, Network, read_layers, write_layers
-from linboost_optax._robust import Robust
 
 _MIN_DAMPING = 1e-6
 _MAX_DAMPING = 1e12

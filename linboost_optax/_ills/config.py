@@ -4,8 +4,8 @@ import dataclasses
 from typing import Any
 
 from linboost_optax._activations import INVERTIBLE
+from linboost_optax._ills.robust import LOSSES
 from linboost_optax._network import Network
-from linboost_optax._robust import LOSSES
 
 METHODS = ("weighted", "published")
 COMBINES = ("layer", "unit", "parameter")

@@ -15,9 +15,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from linboost_optax._chunks import Batch, sum_over_chunks
-from linboost_optax._ills_config import IllsConfig
-from linboost_optax._least_squares import relative_ridge, solve, weighted_gram
+from linboost_optax._ills.chunks import Batch, sum_over_chunks
+from linboost_optax._ills.config import IllsConfig
+from linboost_optax._ills.least_squares import relative_ridge, solve, weighted_gram
 from linboost_optax._network import Layers, forward
 
 
