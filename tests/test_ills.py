@@ -115,7 +115,7 @@ def test_objective_never_rises_with_other_options(options):
 
 
 @pytest.mark.parametrize("method", ["weighted", "published"])
-@pytest.mark.parametrize("hidden", [(), (6,), (6, 5)], ids=str)
+@pytest.mark.parametrize("hidden", [(), (6, 5)], ids=str)
 def test_linear_teacher_is_exact_after_one_iteration(method, hidden):
     with jax.enable_x64(True):
         x, _ = problem(0, 50, 3, 1, jnp.float64)
@@ -156,7 +156,7 @@ def test_tanh_teacher_is_recovered_in_nine_of_ten_seeds():
 
 @pytest.mark.parametrize(
     "activation",
-    ["sigmoid", "softplus", "leaky_relu", "relu"],
+    ["softplus", "leaky_relu", "relu"],
 )
 def test_every_activation_trains(activation):
     x, y = problem(0, 200, 2, 1)
@@ -187,29 +187,41 @@ def test_output_activation(name):
     assert never_rises(result.objectives)
 
 
-def test_zero_weight_is_absence():
-    x, y = problem(0, 60, 3, 1)
-    dirty_x = jnp.concatenate([x, 2 * x[:10]])
-    dirty_y = jnp.concatenate([y, jnp.full((10, 1), 99.0)])
-    weights = jnp.concatenate([jnp.ones(60), jnp.zeros(10)])
+def objectives_of(x, y, **data):
+    """Of five iterations; 30 or 40 samples, so that two shapes serve several tests."""
     params = lbo.init_mlp(jax.random.key(0), (3, 5, 1))
-    net = lbo.network(params)
-    clean = lbo.fit_ills(net, params, x, y, max_iter=5)
-    dirty = lbo.fit_ills(
-        net, params, dirty_x, dirty_y, sample_weight=weights, max_iter=5
+    return lbo.fit_ills(
+        lbo.network(params), params, x, y, max_iter=5, tol=0.0, **data
+    ).objectives
+
+
+def test_zero_weight_is_absence():
+    x, y = problem(0, 40, 3, 1)
+    dirty = jnp.where(jnp.arange(40)[:, None] < 30, y, 99.0)
+    weights = jnp.where(jnp.arange(40) < 30, 0.7, 0.0)
+    np.testing.assert_allclose(
+        objectives_of(x, dirty, sample_weight=weights),
+        objectives_of(x[:30], y[:30]),
+        rtol=1e-4,
     )
-    np.testing.assert_allclose(dirty.objectives, clean.objectives, rtol=1e-4)
 
 
 def test_weight_two_is_twice_the_sample():
-    x, y = problem(0, 40, 3, 2)
-    weights = jnp.where(jnp.arange(40) < 10, 2.0, 1.0)
+    x, y = problem(0, 30, 3, 1)
+    weights = jnp.where(jnp.arange(30) < 10, 2.0, 1.0)
     twice = [jnp.concatenate([a, a[:10]]) for a in (x, y)]
-    params = lbo.init_mlp(jax.random.key(0), (3, 5, 2))
-    net = lbo.network(params)
-    a = lbo.fit_ills(net, params, x, y, sample_weight=weights, max_iter=5)
-    b = lbo.fit_ills(net, params, *twice, max_iter=5)
-    np.testing.assert_allclose(a.objectives, b.objectives, rtol=1e-4)
+    np.testing.assert_allclose(
+        objectives_of(x, y, sample_weight=weights), objectives_of(*twice), rtol=1e-4
+    )
+
+
+def test_mask_equals_dropping():
+    """With one output a missing target is a missing sample."""
+    x, y = problem(0, 40, 3, 1)
+    mask = jnp.arange(40) % 4 != 0
+    np.testing.assert_allclose(
+        objectives_of(x, y[:, 0], mask=mask), objectives_of(x[mask], y[mask]), rtol=1e-4
+    )
 
 
 def test_missing_targets_do_not_matter():
@@ -368,36 +380,26 @@ def test_unit_of_the_targets():
     np.testing.assert_allclose(got[1][0], 4 * want[1][0], rtol=1e-3, atol=1e-3)
 
 
-def test_mask_equals_dropping():
-    """With one output a missing target is a missing sample."""
-    x, y = problem(0, 40, 3, 1)
-    mask = jnp.arange(40) % 4 != 0
-    params = lbo.init_mlp(jax.random.key(0), (3, 5, 1))
-    net = lbo.network(params)
-    masked = lbo.fit_ills(net, params, x, y[:, 0], mask=mask, max_iter=5)
-    dropped = lbo.fit_ills(net, params, x[mask], y[mask], max_iter=5)
-    np.testing.assert_allclose(masked.objectives, dropped.objectives, rtol=1e-4)
-
-
 def test_interrupted_run_goes_on_as_if_it_had_not_been():
     x, y = problem(0, 40, 3, 1)
     params = lbo.init_mlp(jax.random.key(0), (3, 5, 1))
-    fit_on = functools.partial(lbo.fit_ills, lbo.network(params), tol=0.0, max_iter=6)
+    fit_on = functools.partial(lbo.fit_ills, lbo.network(params), tol=0.0, max_iter=5)
     first = fit_on(params, x, y)
     second = fit_on(first.params, x, y, state=first.state)
-    _, _, want = run(*stepper(3, (5,), 1, ()), params, x, y, 12)
+    _, _, want = run(*stepper(3, (5,), 1, ()), params, x, y, 10)
     got = np.concatenate([first.objectives, second.objectives])
     np.testing.assert_allclose(got, want, rtol=1e-3)
 
 
 def test_vmap_over_an_ensemble():
-    """Bootstrap weights a member, trained together: each as if it were alone."""
+    """A start and bootstrap weights a member: trained together as if alone."""
     x, y = problem(0, 40, 3, 1)
     tx, _ = stepper(3, (5,), 1, ())
-    params = lbo.init_mlp(jax.random.key(0), (3, 5, 1))
+    keys = jax.random.split(jax.random.key(0), 3)
+    starts = jax.vmap(lambda key: lbo.init_mlp(key, (3, 5, 1)))(keys)
     counts = jnp.asarray(np.random.default_rng(0).poisson(1.0, (3, 40)), jnp.float32)
 
-    def member(weights):
+    def member(params, weights):
         def step(carry, _):
             params, state = carry
             updates, state = tx.update(
@@ -407,8 +409,11 @@ def test_vmap_over_an_ensemble():
 
         return jax.lax.scan(step, (params, tx.init(params)), None, length=6)[1]
 
-    together = jax.jit(jax.vmap(member))(counts)
-    alone = jnp.stack([jax.jit(member)(weights) for weights in counts])
+    together = jax.jit(jax.vmap(member))(starts, counts)
+    one = jax.jit(member)
+    alone = jnp.stack(
+        [one(jax.tree.map(lambda a, i=i: a[i], starts), counts[i]) for i in range(3)]
+    )
     np.testing.assert_allclose(together, alone, rtol=1e-3)
     assert np.all(np.diff(together, axis=1) <= ROUNDING * together[:, :-1])
 
@@ -455,21 +460,6 @@ def test_scan_equals_a_loop():
 
     _, scanned = jax.lax.scan(step, (start, tx.init(start)), None, length=6)
     np.testing.assert_allclose(scanned, run(tx, update, start, x, y, 6)[2], rtol=1e-4)
-
-
-def test_vmap_over_starts():
-    tx, _ = stepper(3, (5,), 1, ())
-    keys = jax.random.split(jax.random.key(0), 3)
-    starts = jax.vmap(lambda key: lbo.init_mlp(key, (3, 5, 1)))(keys)
-    x, y = problem(0, 20, 3, 1)
-
-    def one(params):
-        return tx.update(None, tx.init(params), params, inputs=x, targets=y)[1]
-
-    objectives = jax.jit(jax.vmap(one))(starts).objective
-    one = jax.jit(one)
-    each = [one(jax.tree.map(lambda a, i=i: a[i], starts)).objective for i in range(3)]
-    np.testing.assert_allclose(objectives, jnp.stack(each), rtol=1e-4)
 
 
 def test_chained_and_masked():
