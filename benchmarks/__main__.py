@@ -29,9 +29,9 @@ TASKS = {
     "step_time": ["mlp_784", "autoencoder_784", "cnn", "transformer_128"],
     "sensitivity": ALL_TASKS,
 }
-_ALL = ["adam", "muon", "lnb_ic", "lnb_chol", "whiten_ic", "whiten_chol"]
+_ALL = ["adam", "muon", "lnb_ic", "lnb", "whiten_ic", "whiten"]
 OPTIMIZERS = {
-    "main": ["adam", "lnb_ic", "lnb_cg", "lnb_chol"],
+    "main": ["adam", "lnb_ic", "lnb_cg", "lnb"],
     "whiten": _ALL,
     "step_time": [*_ALL, "lnb_cg", "lnb_cg_inputs"],
     "sensitivity": _ALL,

@@ -17,7 +17,7 @@ from optax import contrib
 
 import linboost_optax as lbo
 
-Statistic: TypeAlias = Literal["auto", "moments", "gram", "inputs"]
+Statistic: TypeAlias = Literal["auto", "moments", "gram", "sketch", "inputs"]
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def muon(schedule: optax.Schedule, taps: Any) -> optax.GradientTransformation:
 
 
 def lnb(schedule: optax.Schedule, taps: Any) -> optax.GradientTransformation:
-    """LNB as a newcomer gets it: incomplete Cholesky on moments, else Cholesky."""
+    """LNB, its solver by default: incomplete Cholesky on moments, else Cholesky."""
     return lbo.lnb(schedule, taps)
 
 
@@ -77,11 +77,15 @@ OPTIMIZERS: dict[str, Optimizer] = {
     "lnb_cg_inputs": Optimizer(
         "LNB, matrix-free CG", lnb_conjugate_gradient, 0.3, "inputs"
     ),
-    "lnb_chol": Optimizer("LNB, Cholesky", lnb, 0.3, "auto"),
+    "lnb_exact": Optimizer("LNB, Gram matrices", lnb, 0.3, "gram"),
+    "lnb": Optimizer("LNB", lnb, 0.3, "auto"),
     "whiten_ic": Optimizer(
         "whiten(Adam), incomplete Cholesky", whitened_adam, 3e-3, "moments"
     ),
-    "whiten_chol": Optimizer("whiten(Adam), Cholesky", whitened_adam, 3e-3, "auto"),
+    "whiten_exact": Optimizer(
+        "whiten(Adam), Gram matrices", whitened_adam, 3e-3, "gram"
+    ),
+    "whiten": Optimizer("whiten(Adam)", whitened_adam, 3e-3, "auto"),
 }
 
 

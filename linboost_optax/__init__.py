@@ -13,7 +13,7 @@ from linboost_optax._init_mlp import init_mlp
 from linboost_optax._lnb import ScaleByLNBState, lnb, scale_by_lnb
 from linboost_optax._network import Dense, Network, network, predict
 from linboost_optax._solvers import Cholesky, ConjugateGradient, IncompleteCholesky
-from linboost_optax._statistics import Gram, Inputs, Moments
+from linboost_optax._statistics import Gram, Inputs, Moments, Sketch
 from linboost_optax._taps import Taps, dense_taps, tap
 from linboost_optax._whiten import WhitenState, whiten
 
@@ -34,6 +34,7 @@ __all__ = [
     "Moments",
     "Network",
     "ScaleByLNBState",
+    "Sketch",
     "Taps",
     "WhitenState",
     "dense_taps",

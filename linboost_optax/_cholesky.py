@@ -6,7 +6,8 @@ from typing import ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from linboost_optax import _checks, _layers
+from linboost_optax import _average, _checks, _layers
+from linboost_optax._average import Average, Factored
 from linboost_optax._elimination import (
     center,
     output_mean,
@@ -22,20 +23,14 @@ class CholeskyState(NamedTuple):
     """State of ``Cholesky``.
 
     Attributes:
-      weight: weight of the moving averages so far, ``[block]``.
-      mean: moving average of the mean, ``[block, feature]``.
-      outer: moving average of the outer product, ``[block, feature, feature]``.
-      center: the mean that goes with ``inverse``, ``[block, feature]``.
-      inverse: the last good inverse factor, ``[block, feature, feature]``.
-      ready: whether ``inverse`` was ever computed, ``[block]``.
+      average: of the mean ``[block, feature]`` and the outer product
+        ``[block, feature, feature]``.
+      factor: the last good inverse, of the metric or of its factor,
+        ``[block, feature, feature]``.
     """
 
-    weight: jax.Array
-    mean: jax.Array
-    outer: jax.Array
-    center: jax.Array
-    inverse: jax.Array
-    ready: jax.Array
+    average: Average
+    factor: Factored
 
 
 @dataclass(frozen=True)
@@ -48,7 +43,8 @@ class Cholesky:
     Unlike the textbook routine, no triangular system is solved in a step: the
     inverse is explicit, refreshed every ``every`` steps, and applied as a matrix
     product. A factorisation that is not finite leaves the last good one in place.
-    On ``Inputs`` it solves the dual problem of the current batch instead.
+    On ``Sketch`` it uses the low-rank approximation of the matrix that the sketch
+    holds, on ``Inputs`` it solves the dual problem of the current batch.
 
     Args:
       ridge: :math:`\gamma`, >= 0, absolute; default 0.1. Rounding errors of the
@@ -83,13 +79,10 @@ class Cholesky:
     def init(self, layer: Layer) -> CholeskyState:
         """Returns the state of a layer that has seen nothing."""
         blocks, d, zeros = layer.blocks, layer.features, zeros_like_statistic(layer)
+        square = (blocks, d, d)
         return CholeskyState(
-            weight=zeros((blocks,)),
-            mean=zeros((blocks, d)),
-            outer=zeros((blocks, d, d)),
-            center=zeros((blocks, d)),
-            inverse=zeros((blocks, d, d)),
-            ready=jnp.zeros(blocks, jnp.bool_),
+            Average(zeros((blocks,)), (zeros((blocks, d)), zeros(square))),
+            Factored(zeros((blocks, d)), zeros(square), jnp.zeros(blocks, jnp.bool_)),
         )
 
     def update(
@@ -104,49 +97,40 @@ class Cholesky:
     ) -> CholeskyState:
         """Returns the state after one batch.
 
-        ``state.inverse`` is that of the metric, with ``factored`` of its factor.
+        ``state.factor`` is the inverse of the metric, with ``factored`` of its factor.
         """
         assert isinstance(statistic, Gram)
-        outer, count = _layers.block_gram(layer, statistic)
+        outer, count = _layers.block_outer(layer, statistic)
         mean = _layers.block_moments(layer, statistic).mean
         seen = count > 0
-        state = where_seen(
-            seen,
-            state._replace(
-                weight=self.decay * state.weight + (1 - self.decay),
-                mean=self.decay * state.mean + (1 - self.decay) * mean,
-                outer=self.decay * state.outer + (1 - self.decay) * outer,
-            ),
-            state,
+        average = _average.advance(state.average, (mean, outer), seen, self.decay)
+        factor = _average.refresh(
+            _average.due(step, self.every, seen, state.factor.ready),
+            average,
+            state.factor,
+            lambda moments: self._factorise(moments, biased, factored),
         )
-        due = (step % self.every == 0) | jnp.any(seen & ~state.ready)
-        return jax.lax.cond(
-            due, lambda s: self._refresh(s, biased, factored), lambda s: s, state
-        )
+        return CholeskyState(average, factor)
 
-    def _refresh(
-        self, state: CholeskyState, biased: bool, factored: bool
-    ) -> CholeskyState:
-        weight = jnp.where(state.weight > 0, state.weight, 1)[:, None]
-        mean = state.mean / weight
-        outer = state.outer / weight[:, None]
+    def _factorise(
+        self, moments: tuple[jax.Array, jax.Array], biased: bool, factored: bool
+    ) -> tuple[jax.Array, jax.Array]:
+        mean, outer = moments
+        info = jnp.finfo(outer.dtype)
         largest = jnp.max(jnp.diagonal(outer, axis1=1, axis2=2), axis=1)
-        rounding = outer.shape[-1] * jnp.finfo(outer.dtype).eps * largest
+        rounding = outer.shape[-1] * info.eps * largest + info.tiny
         if biased:
             outer = outer - mean[:, :, None] * mean[:, None, :]
         identity = jnp.broadcast_to(
             jnp.eye(outer.shape[-1], dtype=outer.dtype), outer.shape
         )
-        damping = self.ridge + rounding + jnp.finfo(outer.dtype).tiny
-        factor = jnp.linalg.cholesky(outer + damping[:, None, None] * identity)
+        damping = (self.ridge + rounding)[:, None, None] * identity
         inverse = jax.lax.linalg.triangular_solve(
-            factor, identity, left_side=True, lower=True
+            jnp.linalg.cholesky(outer + damping), identity, left_side=True, lower=True
         )
         if not factored:
             inverse = jnp.einsum("kfd,kfe->kde", inverse, inverse)
-        good = jnp.all(jnp.isfinite(inverse), axis=(1, 2)) & (state.weight > 0)
-        new = state._replace(center=mean, inverse=inverse, ready=good)
-        return where_seen(good, new, state)
+        return mean, inverse
 
     def solve(
         self,
@@ -158,27 +142,31 @@ class Cholesky:
     ) -> Affine:
         """Returns ``H``, with the inverse of the metric."""
         del layer, statistic, start
-        w = jnp.einsum("kde,keo->kdo", state.inverse, center(g, state.center))
-        return where_seen(state.ready, uncenter(w, g.b, state.center), g)
+        mean, inverse, ready = state.factor
+        w = jnp.einsum("kde,keo->kdo", inverse, center(g, mean))
+        return where_seen(ready, uncenter(w, g.b, mean), g)
 
     def whiten(self, state: CholeskyState, g: Affine) -> Affine:
         """Returns ``C^-1 g``, with the inverse of the factor."""
-        w = jnp.einsum("kde,keo->kdo", state.inverse, center(g, state.center))
-        return where_seen(state.ready, Affine(w, g.b), g)
+        mean, inverse, ready = state.factor
+        w = jnp.einsum("kde,keo->kdo", inverse, center(g, mean))
+        return where_seen(ready, Affine(w, g.b), g)
 
     def unwhiten(self, state: CholeskyState, u: Affine) -> Affine:
         """Returns ``C^-T u``."""
-        w = jnp.einsum("ked,keo->kdo", state.inverse, u.w)
-        return where_seen(state.ready, uncenter(w, u.b, state.center), u)
+        mean, inverse, ready = state.factor
+        w = jnp.einsum("ked,keo->kdo", inverse, u.w)
+        return where_seen(ready, uncenter(w, u.b, mean), u)
 
     def coordinates(self, state: CholeskyState, w: Affine) -> Affine:
         """Returns ``C^T w``: a triangular solve, paid only by who reads it."""
-        eye = jnp.eye(state.inverse.shape[-1], dtype=state.inverse.dtype)
-        inverse = jnp.where(state.ready[:, None, None], state.inverse, eye)
+        mean, inverse, ready = state.factor
+        eye = jnp.eye(inverse.shape[-1], dtype=inverse.dtype)
+        inverse = jnp.where(ready[:, None, None], inverse, eye)
         v = jax.lax.linalg.triangular_solve(
             inverse, w.w, left_side=True, lower=True, transpose_a=True
         )
-        return where_seen(state.ready, Affine(v, output_mean(w, state.center)), w)
+        return where_seen(ready, Affine(v, output_mean(w, mean)), w)
 
 
 @dataclass(frozen=True)

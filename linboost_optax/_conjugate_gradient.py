@@ -126,7 +126,7 @@ def _second_moment(layer: Layer, statistic: Statistic):
 
         return product, count
     assert isinstance(statistic, Gram)
-    outer, count = _layers.block_gram(layer, statistic)
+    outer, count = _layers.block_outer(layer, statistic)
     mean = _layers.block_moments(layer, statistic).mean
 
     def product(v: Affine) -> Affine:

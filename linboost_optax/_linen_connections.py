@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from flax.core import FrozenDict, freeze, unfreeze
 
 from linboost_optax import _linen_modules, _taps, _uses
-from linboost_optax._layers import Geometry, Layer
+from linboost_optax._geometry import Geometry
+from linboost_optax._layers import Layer
 from linboost_optax._linen_modules import LEAF, Leaf, descend
 from linboost_optax._statistics import Statistic
 from linboost_optax._taps import Taps

@@ -19,9 +19,10 @@ from linboost_optax._taps import Plain
 class Discovery:
     """The interceptor that records layers while ``model.init`` is traced."""
 
-    def __init__(self, statistic: str, max_samples: int | None):
+    def __init__(self, statistic: str, max_samples: int | None, rank: int):
         self.statistic = statistic
         self.max_samples = max_samples
+        self.rank = rank
         self.layers: dict[tuple[str, ...], Layer] = {}
         self.reasons: dict[tuple[str, ...], str] = {}
         # Every input by identity, kept alive so that no identity is used twice.
@@ -44,7 +45,7 @@ class Discovery:
             self.reasons[module.path] = "nn.map_variables transforms its kernel"
             return
         layer = _linen_modules.describe(
-            module, geometry, x, self.statistic, self.max_samples
+            module, geometry, x, self.statistic, self.max_samples, self.rank
         )
         known = self.layers.setdefault(module.path, self._shared(layer, x))
         if known.geometry != geometry:

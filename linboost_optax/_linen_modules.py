@@ -13,14 +13,12 @@ import jax.numpy as jnp
 from flax.core import meta as flax_meta
 from flax.linen import linear as nn_linear
 
-from linboost_optax import _layers
-from linboost_optax._layers import Conv, Dense, Embed, Geometry, Layer
+from linboost_optax import _geometry, _layers
+from linboost_optax._geometry import Conv, Dense, Embed, Geometry
+from linboost_optax._layers import Layer
 from linboost_optax._statistics import Statistic, accumulation_dtype
 
 LEAF = "linboost_tap"
-
-# Gram up to this width, moments above: d x d numbers and d^3 / `every` operations.
-GRAM_WIDTH = 1024
 
 KINDS = (nn.Dense, nn.DenseGeneral, nn.Conv, nn.Embed)
 _CALLS = frozenset(inspect.unwrap(kind.__call__) for kind in KINDS)
@@ -81,7 +79,7 @@ def _tuple(value) -> tuple[int, ...]:
 
 def _dense_general(module: nn.DenseGeneral, x: jax.Array) -> Dense:
     # Flax sorts the axes: the kernel's follow the input's order, not the user's.
-    axis = tuple(sorted(_layers.normalize_axes(_tuple(module.axis), x.ndim)))
+    axis = tuple(sorted(_geometry.normalize_axes(_tuple(module.axis), x.ndim)))
     return Dense(
         batch=x.shape[: len(_tuple(module.batch_dims))],
         inputs=tuple(x.shape[a] for a in axis),
@@ -123,7 +121,12 @@ def _conv(module: nn.Conv, x: jax.Array) -> Conv:
 
 
 def describe(
-    module: nn.Module, shape: Geometry, x: jax.Array, statistic: str, limit: int | None
+    module: nn.Module,
+    shape: Geometry,
+    x: jax.Array,
+    statistic: str,
+    limit: int | None,
+    rank: int,
 ) -> Layer:
     """Returns the static facts of the layer that ``module`` is."""
     name = "embedding" if isinstance(shape, Embed) else "kernel"
@@ -134,11 +137,8 @@ def describe(
             f"layer '{path}': `{name}` must be real and floating, got {kernel.dtype} "
             f"of shape {kernel.shape}. Change its `param_dtype`."
         )
-    if isinstance(shape, Embed):
-        statistic = "moments"
-    elif statistic == "auto":
-        width = shape.channels * shape.repeats
-        statistic = "gram" if width <= GRAM_WIDTH else "moments"
+    if statistic == "auto" or isinstance(shape, Embed):
+        statistic = _layers.automatic(shape, rank)
     biased = module.has_variable("params", "bias")
     dtype = kernel.dtype if isinstance(shape, Embed) else x.dtype
     return Layer(
@@ -150,6 +150,7 @@ def describe(
         kernel=name,
         bias="bias" if biased else None,
         max_samples=limit,
+        rank=rank,
     )
 
 

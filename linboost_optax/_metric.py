@@ -14,6 +14,7 @@ from linboost_optax._cholesky import Cholesky
 from linboost_optax._elimination import where_seen
 from linboost_optax._incomplete_cholesky import IncompleteCholesky
 from linboost_optax._layers import Affine, Layer
+from linboost_optax._nystrom import Nystrom
 from linboost_optax._solvers import LayerSolver, Solver
 from linboost_optax._statistics import Statistic
 from linboost_optax._taps import Taps
@@ -267,7 +268,7 @@ def transform(
     mapped = list(leaves)
     for item in bound:
         solver = item.solver
-        assert isinstance(solver, IncompleteCholesky | Cholesky)
+        assert isinstance(solver, IncompleteCholesky | Cholesky | Nystrom)
         affine = item.affine(leaves)
         item.put(mapped, getattr(solver, name)(states[item.state_key], affine))
     return mapped

@@ -27,18 +27,22 @@ from linboost_optax._cholesky import Cholesky, DualCholesky
 from linboost_optax._conjugate_gradient import ConjugateGradient
 from linboost_optax._incomplete_cholesky import IncompleteCholesky
 from linboost_optax._layers import Layer
+from linboost_optax._nystrom import Nystrom
 
 Solver: TypeAlias = IncompleteCholesky | ConjugateGradient | Cholesky
-LayerSolver: TypeAlias = Solver | DualCholesky
+LayerSolver: TypeAlias = Solver | DualCholesky | Nystrom
 
 
 def for_layer(solver: Solver, layer: Layer) -> LayerSolver:
     """Returns the solver that ``solver`` stands for on ``layer``'s statistic."""
-    if layer.statistic == "moments" and isinstance(solver, ConjugateGradient):
+    few = layer.statistic in ("moments", "sketch")
+    if few and isinstance(solver, ConjugateGradient):
         return solver.preconditioner
     if layer.statistic == "moments" and isinstance(solver, Cholesky):
         # Mean and mean square of one age, as in the Gram matrix beside it.
         return IncompleteCholesky(b_mu=solver.decay, b_nu=solver.decay)
+    if layer.statistic == "sketch" and isinstance(solver, Cholesky):
+        return Nystrom(solver.ridge, solver.decay, solver.every)
     if layer.statistic == "inputs" and isinstance(solver, Cholesky):
         if solver.ridge == 0:
             raise ValueError(

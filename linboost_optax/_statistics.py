@@ -6,13 +6,15 @@ wherever a layer is used more than once. The leading axes are ``[*stack, group]`
 of a block-diagonal layer (grouped convolutions, batched ``DenseGeneral``).
 """
 
+import functools
 from typing import Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-Kind: TypeAlias = Literal["moments", "gram", "inputs"]
-KINDS: tuple[Kind, ...] = ("moments", "gram", "inputs")
+Kind: TypeAlias = Literal["moments", "gram", "sketch", "inputs"]
+KINDS: tuple[Kind, ...] = ("moments", "gram", "sketch", "inputs")
 
 
 class Moments(NamedTuple):
@@ -46,6 +48,22 @@ class Gram(NamedTuple):
     outer: jax.Array
 
 
+class Sketch(NamedTuple):
+    r"""A Gram matrix seen by a few probes: :math:`\sum x x^T \Omega`, linear in it.
+
+    Attributes:
+      count: number of samples, shape ``[*stack, 1]``.
+      sum: shape ``[*stack, group, feature]``.
+      sum_sq: shape ``[*stack, group, feature]``.
+      outer: shape ``[*stack, group, feature, rank]``.
+    """
+
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
+    sum: jax.Array
+    sum_sq: jax.Array
+    outer: jax.Array
+
+
 class Inputs(NamedTuple):
     """A layer's inputs themselves, for products that never form a matrix.
 
@@ -59,7 +77,7 @@ class Inputs(NamedTuple):
     uses: jax.Array
 
 
-Statistic: TypeAlias = Moments | Gram | Inputs
+Statistic: TypeAlias = Moments | Gram | Sketch | Inputs
 
 
 def accumulation_dtype(*dtypes: jax.typing.DTypeLike) -> jnp.dtype:
@@ -105,3 +123,31 @@ def gram(design: jax.Array, dtype: jnp.dtype) -> Gram:
     count = jnp.sum(batched_ones(design[0, :, :1], dtype), axis=0)
     outer = jnp.einsum("gnd,gne->gde", design, design, preferred_element_type=dtype)
     return Gram(count, jnp.sum(design.astype(dtype), axis=1), outer)
+
+
+@functools.lru_cache(maxsize=64)  # one object a width: traces keep one constant
+def probes(features: int, rank: int, dtype: jnp.dtype) -> np.ndarray:
+    r"""Returns :math:`\Omega`, ``[feature, rank]`` with orthonormal columns.
+
+    Random columns of a cosine transform, its rows with random signs. Always the same,
+    so that sketches add up.
+    """
+    rng = np.random.default_rng(0)
+    columns = np.sort(rng.choice(features, rank, replace=False))
+    signs = rng.choice([-1.0, 1.0], features)
+    rows = np.arange(features) + 0.5
+    cosines = np.cos(np.outer(rows, columns) * (np.pi / features))
+    norms = np.where(columns == 0, features, features / 2) ** -0.5
+    return (signs[:, None] * cosines * norms).astype(dtype)
+
+
+def sketch(design: jax.Array, rank: int, dtype: jnp.dtype) -> Sketch:
+    """Returns the sketch of a ``[group, sample, feature]`` design matrix."""
+    x = design.astype(dtype)
+    count = jnp.sum(batched_ones(x[0, :, :1], dtype), axis=0)
+    # Full precision: the sketch must be that of one positive semi-definite matrix.
+    high = jax.lax.Precision.HIGHEST
+    omega = probes(x.shape[-1], rank, dtype)
+    seen = jnp.einsum("gnd,dr->gnr", x, omega, precision=high)
+    outer = jnp.einsum("gnd,gnr->gdr", x, seen, precision=high)
+    return Sketch(count, jnp.sum(x, axis=1), jnp.sum(jnp.square(x), axis=1), outer)

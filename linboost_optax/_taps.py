@@ -8,9 +8,10 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from linboost_optax import _layers
-from linboost_optax._layers import Dense, Layer
-from linboost_optax._statistics import Gram, Inputs, Moments, Statistic
+from linboost_optax import _checks, _layers
+from linboost_optax._geometry import Dense
+from linboost_optax._layers import Layer
+from linboost_optax._statistics import Gram, Inputs, Kind, Moments, Sketch, Statistic
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -74,8 +75,8 @@ def tap(x: jax.Array, t: Statistic) -> jax.Array:
     Args:
       x: input of a linear layer, floating, shape ``[..., feature]``; every axis but
         the last counts as samples.
-      t: a zero ``Moments``, ``Gram`` or ``Inputs`` for one layer with one group, as
-        ``Taps.zeros`` makes them.
+      t: a zero ``Moments``, ``Gram``, ``Sketch`` or ``Inputs`` for one layer with one
+        group, as ``Taps.zeros`` makes them.
 
     Returns:
       ``x``, same shape and dtype.
@@ -105,14 +106,15 @@ def tap(x: jax.Array, t: Statistic) -> jax.Array:
             f"`x` must be floating, got {jnp.result_type(x)}. Cast it, or leave the "
             "layer untapped."
         )
+    rank = t.outer.shape[-1] if isinstance(t, Sketch) else 1
     if isinstance(t, Inputs):
         statistic, width, shape = "inputs", t.x.shape[-1], t.x.shape
-    elif isinstance(t, Moments | Gram):
-        statistic = "gram" if isinstance(t, Gram) else "moments"
+    elif isinstance(t, Moments | Gram | Sketch):
+        statistic = _NAMES[type(t)]
         width, shape = t.sum.shape[-1], x.shape
     else:
         raise TypeError(
-            "`t` must be a Moments, Gram or Inputs statistic, got "
+            "`t` must be a Moments, Gram, Sketch or Inputs statistic, got "
             f"{type(t).__name__}. Take it from `taps.zeros()`."
         )
     if x.shape[-1:] != (width,) or shape != x.shape:
@@ -122,8 +124,13 @@ def tap(x: jax.Array, t: Statistic) -> jax.Array:
             f"got shape {x.shape}. Tap the input of the very layer `t` was made for."
         )
     dtype = jax.tree.leaves(t)[0].dtype
-    layer = Layer((), Dense((), (width,), ()), statistic, x.shape, str(dtype))
+    layer = Layer(
+        (), Dense((), (width,), ()), statistic, x.shape, str(dtype), rank=rank
+    )
     return emit(layer, x, x, t)
+
+
+_NAMES: dict[type, Kind] = {Moments: "moments", Gram: "gram", Sketch: "sketch"}
 
 
 @dataclass(frozen=True)
@@ -211,8 +218,9 @@ def _columns(rows: list[tuple[str, ...]]) -> list[str]:
 
 def dense_taps(
     shapes: Mapping[str, tuple[int, int]],
-    statistic: Literal["moments", "gram"] = "gram",
+    statistic: Literal["auto", "moments", "gram", "sketch"] = "auto",
     *,
+    rank: int = 64,
     kernel: str = "kernel",
     bias: str | None = "bias",
 ) -> Taps:
@@ -221,7 +229,9 @@ def dense_taps(
     Args:
       shapes: kernel shape ``(feature, output)`` of every layer, by the layer's path
         in the parameter tree, ``"/"`` between levels.
-      statistic: ``"moments"`` or ``"gram"``; default ``"gram"``.
+      statistic: ``"moments"``, ``"gram"``, ``"sketch"`` or ``"auto"``: Gram up to
+        ``2 * rank`` inputs, a sketch above. Default ``"auto"``.
+      rank: number of probes of a sketch; default 64.
       kernel: name of the kernel below each path; default ``"kernel"``.
       bias: name of the bias below each path, None for layers without; default
         ``"bias"``.
@@ -230,7 +240,8 @@ def dense_taps(
       The taps, for ``taps.zeros()`` and the optimizers.
 
     Raises:
-      ValueError: if ``statistic`` is unknown or a shape is not a pair.
+      ValueError: if ``statistic`` is unknown, ``rank`` is not positive, or a shape is
+        not a pair.
 
     Example:
       >>> import linboost_optax as lbo
@@ -242,11 +253,13 @@ def dense_taps(
     References:
       Munoz (2025), arXiv:2502.01131.
     """
-    if statistic not in ("moments", "gram"):
+    if statistic not in ("auto", *_NAMES.values()):
         raise ValueError(
-            f"`statistic` must be 'moments' or 'gram', got {statistic!r}. Raw inputs "
-            "have a batch size; make their tap with `Inputs` by hand."
+            "`statistic` must be 'auto', 'moments', 'gram' or 'sketch', got "
+            f"{statistic!r}. Raw inputs have a batch size; make their tap with "
+            "`Inputs` by hand."
         )
+    _checks.whole("rank", rank, 1)
     layers = []
     for path, shape in shapes.items():
         if len(shape) != 2:
@@ -255,9 +268,9 @@ def dense_taps(
                 "kernels with more axes."
             )
         geometry = Dense((), (shape[0],), (shape[1],))
+        kind = _layers.automatic(geometry, rank) if statistic == "auto" else statistic
+        where = tuple(path.split("/"))
         layers.append(
-            Layer(
-                tuple(path.split("/")), geometry, statistic, (), "float32", kernel, bias
-            )
+            Layer(where, geometry, kind, (), "float32", kernel, bias, rank=rank)
         )
     return Taps(tuple(layers))

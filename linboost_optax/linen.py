@@ -27,8 +27,9 @@ __all__ = ["network", "taps", "value_and_grad", "without_taps"]
 def taps(
     model: nn.Module,
     *args: Any,
-    statistic: Literal["auto", "moments", "gram", "inputs"] = "auto",
-    max_samples: int | None = 256,
+    statistic: Literal["auto", "moments", "gram", "sketch", "inputs"] = "auto",
+    max_samples: int | None = 128,
+    rank: int = 64,
     **kwargs: Any,
 ) -> Taps:
     """Finds the linear layers of a model and decides what their taps emit.
@@ -41,11 +42,14 @@ def taps(
       model: a Linen module.
       *args: arguments of the model's call, arrays or ``jax.ShapeDtypeStruct``.
       statistic: ``"moments"`` (O(d) memory a layer of width d), ``"gram"`` (O(d^2)),
-        ``"inputs"`` (the inputs themselves) or ``"auto"``: Gram for layers up to
-        1024 inputs wide, moments above and for embeddings. Default ``"auto"``.
-      max_samples: most rows of a batch that a Gram matrix is made of, a fixed
-        random choice; its moving average over steps sees many more. None takes all.
-        Default 256.
+        ``"sketch"`` (O(d rank), the Gram matrix times a few fixed probes),
+        ``"inputs"`` (the inputs themselves) or ``"auto"``: moments for embeddings,
+        Gram for layers up to ``2 * rank`` inputs wide, a sketch for wider ones.
+        Default ``"auto"``.
+      max_samples: most rows of a batch that a Gram matrix or a sketch is made of, a
+        fixed random choice; its moving average over steps sees many more. None takes
+        all. Default 128.
+      rank: number of probes of a sketch; default 64.
       **kwargs: keyword arguments of the model's call; ``method`` and ``rngs`` go to
         ``model.init``.
 
@@ -53,9 +57,9 @@ def taps(
       The taps, static and hashable.
 
     Raises:
-      ValueError: if ``statistic`` is unknown, ``max_samples`` is not positive, no
-        layer can be tapped, layers are stacked along another axis than the first,
-        or ``"inputs"`` is asked for a layer that is used more than once.
+      ValueError: if ``statistic`` is unknown, ``max_samples`` or ``rank`` is not
+        positive, no layer can be tapped, layers are stacked along another axis than
+        the first, or ``"inputs"`` is asked for a layer that is used more than once.
       TypeError: if ``model`` is no Linen module, or a kernel is not real and floating.
 
     Example:
@@ -81,9 +85,10 @@ def taps(
         )
     if max_samples is not None:
         _checks.at_least("max_samples", max_samples, 1)
+    _checks.whole("rank", rank, 1)
     rngs = kwargs.pop("rngs", None)
     rngs = jax.random.key(0) if rngs is None else rngs
-    found = _linen_discovery.Discovery(statistic, max_samples)
+    found = _linen_discovery.Discovery(statistic, max_samples, rank)
     variables = _linen_discovery.trace_init(model, found, rngs, args, kwargs)
     params = variables.get("params", {})
     layers = tuple(

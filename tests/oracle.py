@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from linboost_optax import linen
-from linboost_optax._layers import Embed
+from linboost_optax._geometry import Embed
 
 # float32 sums in another order; gradients come from the same operations.
 STATISTIC = {"rtol": 2e-5, "atol": 2e-5}

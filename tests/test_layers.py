@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from linboost_optax import Gram, Inputs, Moments, _layers, linen
-from linboost_optax._layers import Conv, Dense, Embed, Layer
+from linboost_optax import Gram, Inputs, Moments, _geometry, _layers, linen
+from linboost_optax._geometry import Conv, Dense, Embed
+from linboost_optax._layers import Layer
 from tests.oracle import inputs_seen
 
 # float32 products of up to 50 terms, summed in another order
@@ -198,7 +199,7 @@ def test_three_statistics_agree(module, shape):
     design, count = _layers.block_inputs(layer, measured)
     second = np.einsum("knd,kne->kde", design, design) / count[:, None, None]
     _, _, _, gram_layer = setting(module, shape, "gram", True)
-    outer, _ = _layers.block_gram(gram_layer, _layers.measure(gram_layer, x))
+    outer, _ = _layers.block_outer(gram_layer, _layers.measure(gram_layer, x))
     np.testing.assert_allclose(outer, second, **FLOAT32)
 
 
@@ -226,7 +227,7 @@ def test_max_samples_takes_so_many_rows(limit):
     x = jax.random.normal(jax.random.key(0), (10, 3))
     (layer,) = linen.taps(nn.Dense(2), x, max_samples=limit).layers
     got = _layers.measure(layer, x)
-    rows = _layers.some_rows(10, limit)
+    rows = _geometry.some_rows(10, limit)
     kept = np.asarray(x, np.float64)[slice(None) if rows is None else rows]
     assert len(kept) == min(limit or 10, 10)
     assert got.count.tolist() == [len(kept)]
@@ -281,28 +282,28 @@ def test_statistic_that_fits_is_accepted():
 
 
 def test_axes_are_counted_from_the_end():
-    assert _layers.normalize_axes((0, -1, 2), 4) == (-4, -1, -2)
+    assert _geometry.normalize_axes((0, -1, 2), 4) == (-4, -1, -2)
 
 
 @pytest.mark.parametrize(
     ("count", "limit"), [(1000, 256), (4096, 256), (97, 10), (12, 7)]
 )
 def test_some_rows_are_distinct_and_always_the_same(count, limit):
-    rows = _layers.some_rows(count, limit)
+    rows = _geometry.some_rows(count, limit)
     assert len(set(rows.tolist())) == limit
     assert rows.min() >= 0
     assert rows.max() < count
-    np.testing.assert_array_equal(rows, _layers.some_rows(count, limit))
+    np.testing.assert_array_equal(rows, _geometry.some_rows(count, limit))
 
 
 def test_some_rows_see_most_positions_of_a_sequence():
-    positions = _layers.some_rows(4096, 256) % 64
+    positions = _geometry.some_rows(4096, 256) % 64
     assert len(np.unique(positions)) >= 60
 
 
 def test_no_limit_takes_all_rows():
-    assert _layers.some_rows(10, None) is None
-    assert _layers.some_rows(10, 10) is None
+    assert _geometry.some_rows(10, None) is None
+    assert _geometry.some_rows(10, 10) is None
 
 
 @pytest.mark.parametrize(
@@ -322,6 +323,6 @@ def test_limited_design_is_some_rows_of_the_whole(module, shape):
     geometry = linen.taps(module, x).layers[0].geometry
     whole = geometry.design(x)
     some = geometry.design(x, 5)
-    rows = _layers.some_rows(whole.shape[1], 5)
+    rows = _geometry.some_rows(whole.shape[1], 5)
     assert some.shape[1] == 5 < whole.shape[1]
     np.testing.assert_array_equal(some, whole[:, rows])

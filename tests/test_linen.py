@@ -308,6 +308,8 @@ def test_unknown_statistic():
 def test_max_samples_must_be_positive():
     with pytest.raises(ValueError, match="`max_samples` must be >= 1, got 0"):
         linen.taps(nn.Dense(2), X, max_samples=0)
+    with pytest.raises(ValueError, match="`rank` must be >= 1, got 0"):
+        linen.taps(nn.Dense(2), X, rank=0)
 
 
 def test_model_without_layers():
@@ -315,12 +317,13 @@ def test_model_without_layers():
         linen.taps(nn.LayerNorm(), X)
 
 
-def test_wide_layers_take_moments():
-    statistics = [
-        linen.taps(nn.Dense(2), jax.ShapeDtypeStruct((5, d), jnp.float32)).layers[0]
-        for d in (1024, 1025)
-    ]
-    assert [layer.statistic for layer in statistics] == ["gram", "moments"]
+def test_wide_layers_take_a_sketch():
+    def chosen(d, **options):
+        x = jax.ShapeDtypeStruct((5, d), jnp.float32)
+        return linen.taps(nn.Dense(2), x, **options).layers[0].statistic
+
+    assert [chosen(128), chosen(129)] == ["gram", "sketch"]
+    assert [chosen(20, rank=10), chosen(21, rank=10)] == ["gram", "sketch"]
 
 
 @pytest.mark.parametrize("model", [{"params": {}}, nn.Dense, None])

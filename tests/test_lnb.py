@@ -9,6 +9,9 @@ import pytest
 
 import linboost_optax as lbo
 from linboost_optax import linen
+from linboost_optax._cholesky import CholeskyState
+from linboost_optax._incomplete_cholesky import MomentsState
+from linboost_optax._nystrom import NystromState
 from tests.networks import MLP, data, squared_error, train_step
 
 EXACT = 1e-10  # float64
@@ -434,7 +437,7 @@ def test_a_layer_without_samples_passes_its_gradient_through():
     updates, state = tx.update(grads, tx.init(params), params, stats=stats)
     ratio = updates["Dense_1"]["kernel"] / grads["Dense_1"]["kernel"]
     np.testing.assert_allclose(ratio, jnp.full_like(ratio, ratio[0, 0]), rtol=1e-4)
-    assert not bool(jnp.any(state.metric["Dense_1"].weight))
+    assert not bool(jnp.any(state.metric["Dense_1"].average.weight))
 
 
 def test_missing_statistics():
@@ -494,6 +497,10 @@ def test_bad_arguments(options, error, message):
 
 
 def test_default_solver_follows_the_statistics():
-    for statistic, kind in [("moments", 3), ("gram", 6)]:
+    for statistic, kind in [
+        ("moments", MomentsState),
+        ("gram", CholeskyState),
+        ("sketch", NystromState),
+    ]:
         _, params, _, _, tx = setup(statistic=statistic)
-        assert len(tx.init(params)[0].metric["Dense_0"]) == kind
+        assert isinstance(tx.init(params)[0].metric["Dense_0"], kind)

@@ -98,7 +98,7 @@ def test_integer_inputs_are_refused():
 
 
 def test_anything_else_than_a_statistic_is_refused():
-    with pytest.raises(TypeError, match="`t` must be a Moments, Gram or Inputs"):
+    with pytest.raises(TypeError, match="`t` must be a Moments, Gram, Sketch or"):
         lbo.tap(batch(2, 3), jnp.zeros(3))  # type: ignore[arg-type]
 
 
@@ -116,7 +116,7 @@ def test_a_tap_of_another_width_is_refused(t, match):
 
 
 def test_unknown_statistic_is_refused():
-    with pytest.raises(ValueError, match="`statistic` must be 'moments' or 'gram'"):
+    with pytest.raises(ValueError, match="`statistic` must be 'auto', 'moments', "):
         lbo.dense_taps({"a": (3, 2)}, "inputs")  # type: ignore[arg-type]
 
 
