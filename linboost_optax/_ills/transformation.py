@@ -147,7 +147,7 @@ def ills(
         ... ]
         >>> tx = lbo.ills(lbo.network(params))
         >>> state = tx.init(params)
-        >>> for _ in range(10):
+        >>> for _ in range(40):
         ...     updates, state = tx.update(
         ...         None, state, params, inputs=x, targets=jnp.sin(2 * x)
         ...     )
