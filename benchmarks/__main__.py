@@ -20,8 +20,8 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 JOBS = ("main", "whiten", "step_time", "sensitivity", "ills")
 ALL_TASKS = [
-    *("digits_classifier", "digits_autoencoder", "cnn", "cnn_batch_norm"),
-    *("transformer", "gru", "factorisation"),
+    *("digits_classifier", "digits_autoencoder", "autoencoder_784"),
+    *("cnn", "cnn_batch_norm", "transformer", "gru", "factorisation"),
 ]
 TASKS = {
     "main": ["digits_classifier", "digits_autoencoder"],
@@ -29,12 +29,12 @@ TASKS = {
     "step_time": ["mlp_784", "autoencoder_784", "cnn", "transformer_128"],
     "sensitivity": ALL_TASKS,
 }
-_ALL = ["adam", "muon", "lnb_ic", "lnb", "whiten_ic", "whiten"]
+_ALL = ["adam", "muon", "lnb", "whiten_ic", "whiten"]
 OPTIMIZERS = {
     "main": ["adam", "lnb_ic", "lnb_cg", "lnb"],
     "whiten": _ALL,
-    "step_time": [*_ALL, "lnb_cg", "lnb_cg_inputs"],
-    "sensitivity": _ALL,
+    "step_time": [*_ALL, "lnb_ic", "lnb_exact", "whiten_exact", "lnb_cg"],
+    "sensitivity": ["adam", "lnb", "whiten"],
 }
 
 

@@ -1,11 +1,13 @@
 """How much of a 100x range of learning rates is good enough?
 
 The range is centred on each optimizer's own tuned learning rate, so that the
-share tells how wide its good rates are, not where a grid was put.
+share tells how wide its good rates are, not where a grid was put. Rates that the
+`whiten` job tuned are read from its JSON in the same folder; others are tuned here.
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +54,12 @@ def run(name: str, options: Options) -> dict[str, Any]:
             bar.set_postfix_str(key)
             optimizer = OPTIMIZERS[key]
             trainer = compile_trainer(task, optimizer)
-            tuning = races.tune(task, optimizer, trainer, evaluate, tuned, bar)
-            centre = analysis.lowest(races.losses_of(tuning, task))
+            centre = recorded_centre(options, task, key)
+            if centre is not None:
+                bar.total -= tuned * task.steps
+            else:
+                tuning = races.tune(task, optimizer, trainer, evaluate, tuned, bar)
+                centre = analysis.lowest(races.losses_of(tuning, task))
             rates = grid(centre, points)
             entries[key] = {
                 "label": optimizer.label,
@@ -76,6 +82,22 @@ def run(name: str, options: Options) -> dict[str, Any]:
         "seeds": options.seeds,
         "optimizers": entries,
     }
+
+
+def recorded_centre(options: Options, task: Task, key: str) -> float | None:
+    """The learning rate of the lowest loss in the `whiten` job's JSON, if there."""
+    path = Path(options.out) / f"whiten-{task.name}.json"
+    record = json.loads(path.read_text()) if path.is_file() else {}
+    tuned = record.get("optimizers", {}).get(key)
+    if tuned is None or record["steps"] != task.steps:
+        return None
+    return analysis.lowest(
+        {
+            float(rate): entry["best"]
+            for rate, entry in tuned["tuning"].items()
+            if entry["best"] is not None
+        }
+    )
 
 
 def sweep(
