@@ -6,8 +6,8 @@ an optimizer that taps nothing) and returns an Optax transformation.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 import jax
@@ -28,6 +28,7 @@ class Optimizer:
     build: Callable[[optax.Schedule, Any], optax.GradientTransformation]
     centre: float  # the middle of its learning rates, on a logarithmic scale
     statistic: Statistic | None = None  # of `linen.taps`; None: no taps
+    taps: Mapping[str, int] = field(default_factory=dict)  # its further options
 
 
 def grid(centre: float, points: int) -> list[float]:

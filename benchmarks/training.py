@@ -187,7 +187,11 @@ def _taps(task: Task, optimizer: Optimizer, batch: Any) -> Any:
         return None
 
     return linen.taps(
-        task.model, batch["x"], statistic=optimizer.statistic, **task.init_kwargs
+        task.model,
+        batch["x"],
+        statistic=optimizer.statistic,
+        **optimizer.taps,
+        **task.init_kwargs,
     )
 
 

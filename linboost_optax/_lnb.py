@@ -55,7 +55,7 @@ def scale_by_lnb(
       taps: the tapped layers, from ``linen.taps``.
       solver: ``IncompleteCholesky()``, ``ConjugateGradient()`` or ``Cholesky()``, each
         with the published defaults; default None is the measured choice,
-        ``Cholesky(ridge=0.03)`` if any layer's statistic allows it, else
+        ``Cholesky(ridge=0.03)`` if any layer has more than moments, else
         ``IncompleteCholesky(b_mu=0.95, b_nu=0.95)``.
       b_g: decay of the gradient's moving average, in [0, 1); default 0.9.
       min_norm: least norm that updates are divided by, > 0; default 1e-2.

@@ -19,9 +19,9 @@ from linboost_optax._solvers import LayerSolver, Solver
 from linboost_optax._statistics import Statistic
 from linboost_optax._taps import Taps
 
-# Defaults by measurement on the tasks of `benchmarks/`, where the published ones fall
-# behind: mean and mean square of one age cannot contradict each other while features
-# move, and a smaller ridge still whitens inputs of small variance, such as pixels.
+# Defaults by measurement (`python -m benchmarks defaults`), where the published ones
+# fall behind: mean and mean square of one age cannot contradict each other while
+# features move, and a smaller ridge still whitens inputs of small variance (pixels).
 _MEASURED_MOMENTS = IncompleteCholesky(b_mu=0.95, b_nu=0.95)
 _MEASURED_GRAM = Cholesky(ridge=0.03)
 

@@ -11,6 +11,9 @@ with the covariance :math:`\Sigma` (without a bias: :math:`\mu = 0` and the seco
 moment itself). Every solver here is this elimination with another
 :math:`\Sigma`. All arrays carry one leading block axis; see ``_layers``.
 
+``Cholesky`` stands for one solver a statistic: itself on a Gram matrix, ``Nystrom`` on
+a sketch, ``DualCholesky`` on inputs, ``IncompleteCholesky`` on moments.
+
 A solver is a frozen dataclass, a file of its own, with
 
 - ``init(layer) -> state`` and ``update(layer, statistic, state, step, biased=,

@@ -47,8 +47,9 @@ def whiten(
     What ``inner`` sees as ``params`` are the whitened parameters :math:`V`, so that
     decoupled weight decay decays the real weights: :math:`C^{-T} \lambda C^T W =
     \lambda W`. Under ``jit``
-    they cost nothing unless ``inner`` reads them. Its state is left as it
-    is when :math:`C` is refreshed.
+    they cost nothing unless ``inner`` reads them. Its state is left as it is when
+    :math:`C` is refreshed: Adam with its first moment carried over to the new
+    coordinates took the same steps to the same losses.
 
     A step whose gradients or statistics are not finite is skipped: zero updates,
     state unchanged.
@@ -59,7 +60,7 @@ def whiten(
       taps: the tapped layers, from ``linen.taps``.
       solver: ``IncompleteCholesky()`` or ``Cholesky()``, the solvers that have a
         factor :math:`C`; default None is the measured choice, ``Cholesky(ridge=0.03)``
-        if any layer has a Gram matrix, else
+        if any layer has more than moments, else
         ``IncompleteCholesky(b_mu=0.95, b_nu=0.95)``.
 
     Returns:

@@ -119,6 +119,37 @@ def test_sensitivity_job(tmp_path, capsys):
     assert "within 10 % of its own best" in capsys.readouterr().out
 
 
+def test_defaults_job_races_every_variant_to_the_same_goal(tmp_path, capsys):
+    run("defaults", tmp_path, "--tasks", "factorisation")
+    result = json.loads((tmp_path / "defaults-factorisation.json").read_text())
+    record = json.loads((tmp_path / "whiten-factorisation.json").read_text())
+    tuned = record["optimizers"]
+    assert result["learning_rate"] == tuned["whiten"]["learning_rate"]
+    assert result["goal"] == min(e["best"] for e in tuned["adam"]["tuning"].values())
+    labels = [row["label"] for row in result["variants"]]
+    assert labels == ["the defaults", "ridge 0.1", "ridge 0.01"]
+    first, second, _ = (row["best"] for row in result["variants"])
+    assert first == pytest.approx(tuned["whiten"]["lowest"])
+    assert first != second
+    printed = capsys.readouterr().out
+    assert all(f"| {label} " in printed for label in labels)
+
+
+def test_sensitivity_starts_from_rates_that_were_tuned(tmp_path):
+    arguments = ("--tasks", "factorisation", "--optimizers", "adam")
+    run("whiten", tmp_path, *arguments)
+    path = tmp_path / "whiten-factorisation.json"
+    record = json.loads(path.read_text())
+    record["optimizers"]["adam"]["tuning"] = {
+        "0.123": {"best": 1.0, "steps": None},
+        "7.0": {"best": None, "steps": None},
+    }
+    path.write_text(json.dumps(record))
+    run("sensitivity", tmp_path, *arguments)
+    result = read(tmp_path, "sensitivity-factorisation")
+    assert result["optimizers"]["adam"]["rates"][1] == 0.12
+
+
 def test_help_lists_the_jobs(capsys):
     main(["--help"])
     printed = capsys.readouterr().out
