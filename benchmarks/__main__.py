@@ -5,6 +5,7 @@ Jobs:
     whiten       every task, every optimizer, all tuned
     step_time    time and memory of one step against Adam
     sensitivity  a 100x range of learning rates
+    memory       temporary memory and state by task and statistic
     defaults     whiten(Adam) with one default changed at a time
     ills         iterative linear least squares
 """
@@ -19,7 +20,7 @@ from collections.abc import Sequence
 # factorisation, by chance. One thread is the steadier clock, and the same for all.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-JOBS = ("main", "whiten", "step_time", "sensitivity", "defaults", "ills")
+JOBS = ("main", "whiten", "step_time", "sensitivity", "memory", "defaults", "ills")
 ALL_TASKS = [
     *("digits_classifier", "digits_autoencoder", "autoencoder_784"),
     *("cnn", "cnn_batch_norm", "transformer", "gru", "factorisation"),
@@ -29,6 +30,7 @@ TASKS = {
     "whiten": ALL_TASKS,
     "step_time": ["mlp_784", "autoencoder_784", "cnn", "transformer_128"],
     "sensitivity": ALL_TASKS,
+    "memory": [*ALL_TASKS, "mlp_784", "transformer_128"],
     "defaults": ["digits_autoencoder", "autoencoder_784", "cnn", "transformer", "gru"],
 }
 _ALL = ["adam", "muon", "lnb", "whiten_ic", "whiten"]
@@ -37,6 +39,7 @@ OPTIMIZERS = {
     "whiten": _ALL,
     "step_time": [*_ALL, "lnb_ic", "lnb_exact", "whiten_exact", "lnb_cg"],
     "sensitivity": ["adam", "lnb", "whiten"],
+    "memory": ["adam", "whiten_ic", "whiten", "whiten_exact"],
     "defaults": ["whiten"],
 }
 
@@ -52,13 +55,15 @@ def main(argv: Sequence[str]) -> None:
     if job == "ills":
         return _ills(rest)
     # Imported here so that `--help` and `ills` do not wait for the other jobs.
-    from benchmarks import defaults, options, races, sensitivity, step_time
+    from benchmarks import defaults, memory, options, races, sensitivity, step_time
 
     chosen = options.parse(job, rest, TASKS[job], OPTIMIZERS[job])
     if job == "step_time":
         step_time.main(chosen)
     elif job == "sensitivity":
         sensitivity.main(chosen)
+    elif job == "memory":
+        memory.main(chosen)
     elif job == "defaults":
         defaults.main(chosen)
     else:

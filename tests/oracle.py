@@ -13,6 +13,7 @@ import numpy as np
 
 from linboost_optax import linen
 from linboost_optax._geometry import Embed
+from linboost_optax._statistics import probes
 
 # float32 sums in another order; gradients come from the same operations.
 STATISTIC = {"rtol": 2e-5, "atol": 2e-5}
@@ -101,6 +102,9 @@ def check_statistics(taps, stats, log, params):
                 close(stat.sum[index].reshape(-1), total, STATISTIC, where)
                 square = np.diagonal(outer)
                 close(stat.sum_sq[index].reshape(-1), square, STATISTIC, where)
+            if layer.statistic == "sketch":
+                seen = outer @ probes(layer.features, layer.probes, np.dtype("float64"))
+                close(stat.outer[index], seen[None], STATISTIC, where)
 
 
 def check(taps, loss_fn, params, *args, has_aux=False, **options):

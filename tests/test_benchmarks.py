@@ -135,6 +135,17 @@ def test_defaults_job_races_every_variant_to_the_same_goal(tmp_path, capsys):
     assert all(f"| {label} " in printed for label in labels)
 
 
+def test_memory_job_reports_multiples_of_adam(tmp_path, capsys):
+    run("memory", tmp_path, "--tasks", "factorisation", "--optimizers", "whiten")
+    result = json.loads((tmp_path / "memory.json").read_text())
+    adam, whiten = result["tasks"]["factorisation"]["optimizers"].values()
+    # Two moments of two 32 x 32 kernels; whitening adds at least its two averages.
+    assert adam["state_bytes"] >= 4 * 4 * 32 * 32
+    assert whiten["state_bytes"] >= adam["state_bytes"] + 2 * 4 * 32 * 32
+    times = whiten["state_bytes"] / adam["state_bytes"]
+    assert f" {times:.2f}x |" in capsys.readouterr().out
+
+
 def test_sensitivity_starts_from_rates_that_were_tuned(tmp_path):
     arguments = ("--tasks", "factorisation", "--optimizers", "adam")
     run("whiten", tmp_path, *arguments)

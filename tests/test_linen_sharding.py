@@ -23,7 +23,7 @@ params = model.init(jax.random.key(1), x)["params"]
 loss = lambda params, x: jnp.sum(model.apply({"params": params}, x) ** 2)
 mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
 
-for statistic in ("moments", "gram"):
+for statistic in ("moments", "gram", "sketch"):
     step = linen.value_and_grad(loss, linen.taps(model, x, statistic=statistic))
     want = step(params, x)
 

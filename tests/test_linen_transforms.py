@@ -114,7 +114,7 @@ class Deep(nn.Module):
         return self.block()(x, None)[0]
 
 
-@pytest.mark.parametrize("statistic", ["moments", "gram"])
+@pytest.mark.parametrize("statistic", ["sketch", "gram"])
 @pytest.mark.parametrize("block", [scanned(), scanned(nn.remat(Block))])
 def test_scan_over_layers(block, statistic):
     taps, _ = check_model(Deep(block), normal(0, 5, 3), statistic=statistic)
@@ -144,7 +144,7 @@ def test_remat_scan():
     assert taps.layers[0].stack == (2, 3)
 
 
-@pytest.mark.parametrize("statistic", ["moments", "gram"])
+@pytest.mark.parametrize("statistic", ["sketch", "gram"])
 @pytest.mark.parametrize("cell", [nn.GRUCell, nn.LSTMCell, nn.SimpleCell])
 def test_scan_over_time(cell, statistic):
     model, x = nn.RNN(cell(features=4)), normal(0, 2, 5, 3)
@@ -174,7 +174,7 @@ class Mapped(nn.Module):
         return layer()(x)
 
 
-@pytest.mark.parametrize("statistic", ["moments", "gram"])
+@pytest.mark.parametrize("statistic", ["sketch", "gram"])
 @pytest.mark.parametrize("stacked", [True, False])
 def test_vmap(stacked, statistic):
     taps, stats = check_model(Mapped(stacked), normal(0, 2, 5, 3), statistic=statistic)

@@ -1,6 +1,7 @@
 """Sketches: the Gram matrix seen by a few probes, and the metric made of them."""
 
 from dataclasses import replace
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -42,19 +43,16 @@ def gradient(biased, dtype=F64):
     return Affine(w, b if biased else None)
 
 
+@partial(jax.jit, static_argnames=("solver", "layer", "biased", "factored"))
+def first_update(solver, layer, measured, biased, factored):
+    state, step = solver.init(layer), jnp.zeros((), jnp.int32)
+    return solver.update(layer, measured, state, step, biased=biased, factored=factored)
+
+
 def updated(statistic, x, *, biased, factored=False, rank=RANK, ridge=0.1):
     layer, measured = make(statistic, x, rank)
     solver = _solvers.for_layer(lbo.Cholesky(ridge=ridge), layer)
-    state = jax.jit(
-        lambda m: solver.update(
-            layer,
-            m,
-            solver.init(layer),
-            jnp.zeros((), jnp.int32),
-            biased=biased,
-            factored=factored,
-        )
-    )(measured)
+    state = first_update(solver, layer, measured, biased, factored)
     return solver, layer, measured, state
 
 

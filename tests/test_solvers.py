@@ -1,5 +1,7 @@
 """Every solver against an exact oracle, and against inputs that break solvers."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -43,6 +45,8 @@ def make_gradient(biased=True, features=FEATURES, dtype=jnp.float64):
     return Affine(w, b if biased else None)
 
 
+# Compiled once for all inputs of a shape: eager branches compile anew every time.
+@partial(jax.jit, static_argnames=("solver", "layer", "steps"))
 def run(solver, layer, x, g, steps=1, start=None):
     statistic, state = measure(layer, x), None
     state = solver.init(layer)

@@ -7,6 +7,7 @@ import pytest
 
 import linboost_optax as lbo
 from linboost_optax import Gram, Inputs, Moments
+from linboost_optax._statistics import probes
 from linboost_optax._taps import Plain, Taps
 
 FLOAT32 = {"rtol": 1e-5, "atol": 1e-5}
@@ -157,3 +158,16 @@ def test_table():
         "statistics: 40,456 bytes",
     ]
     assert repr(taps) == str(taps)
+
+
+def test_wide_layers_of_hand_written_code_take_a_sketch():
+    taps = lbo.dense_taps({"narrow": (4, 2), "wide": (9, 2)}, rank=3)
+    assert [layer.statistic for layer in taps.layers] == ["gram", "sketch"]
+    x, zeros = batch(5, 9), taps.zeros()
+    stat = jax.grad(lambda t: jnp.sum(lbo.tap(x, t)))(zeros["wide"])
+    assert isinstance(stat, lbo.Sketch)
+    seen = x.T @ (x @ probes(9, 3, jnp.dtype("float32")))
+    np.testing.assert_allclose(stat.outer[0], seen, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(stat.sum_sq[0], jnp.sum(x**2, axis=0), rtol=1e-5)
+    with pytest.raises(ValueError, match="`rank` must be >= 1, got 0"):
+        lbo.dense_taps({"a": (4, 2)}, rank=0)
