@@ -67,11 +67,13 @@ def run(name: str, options: Options) -> dict[str, Any]:
                 "relative_rates": [rate / centre for rate in rates],
                 **sweep(task, trainer, evaluate, rates, options.seeds, bar),
             }
+    baseline = min(entries[analysis.BASELINE]["losses"])
     overall = min(loss for entry in entries.values() for loss in entry["losses"])
     for entry in entries.values():
         runs = [loss for values in entry["losses_by_seed"] for loss in values]
         entry["share_of_own_best"] = analysis.share_within(runs, min(entry["losses"]))
         entry["share_of_overall_best"] = analysis.share_within(runs, overall)
+        entry["share_of_baseline_best"] = analysis.share_within(runs, baseline)
     return {
         "job": "sensitivity",
         "task": name,
@@ -132,11 +134,12 @@ def describe(result: dict[str, Any]) -> str:
             report.number(min(entry["losses"])),
             f"{entry['share_of_own_best']:.0%}",
             f"{entry['share_of_overall_best']:.0%}",
+            f"{entry['share_of_baseline_best']:.0%}",
         ]
         for entry in entries
     ]
     header = "optimizer | learning rates | best loss | within 10 % of its own best | "
-    header += "of the best of all"
+    header += "of the best of all | of Adam's best"
     title = (
         f"\n{result['title']}: {result['points']} learning rates over a 100x range, "
         f"{result['seeds']} seed(s), best {plots.LOSSES[result['target']]}\n"

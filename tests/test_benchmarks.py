@@ -113,6 +113,7 @@ def test_sensitivity_job(tmp_path, capsys):
         for key, reference in (
             ("share_of_own_best", min(entry["losses"])),
             ("share_of_overall_best", min(losses)),
+            ("share_of_baseline_best", min(result["optimizers"]["adam"]["losses"])),
         ):
             within = [loss <= 1.1 * reference for loss in entry["losses"]]
             assert entry[key] == pytest.approx(np.mean(within))
