@@ -1,5 +1,6 @@
 """Whitened coordinates: one metric with LNB, any optimizer inside."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -222,3 +223,37 @@ def test_bad_arguments():
     tx = lbo.whiten(optax.adam(1e-2), taps)
     with pytest.raises(ValueError, match=r"`stats` is missing"):
         tx.update(params, tx.init(params), params)
+
+
+class Tokens(nn.Module):
+    """An embedding and a dense layer."""
+
+    @nn.compact
+    def __call__(self, tokens):
+        return nn.Dense(3)(nn.tanh(nn.Embed(7, 4, name="embedding")(tokens)))
+
+
+def test_partition_leaves_an_embedding_to_plain_adam():
+    model, tokens = Tokens(), jnp.arange(12).reshape(4, 3) % 7
+    params = model.init(jax.random.key(0), tokens)["params"]
+    taps = linen.taps(model, tokens)
+    labels = jax.tree_util.tree_map_with_path(lambda path, _: path[0].key, params)
+    tx = optax.partition(
+        {"Dense_0": lbo.whiten(optax.adam(0.1), taps), "embedding": optax.adam(0.1)},
+        labels,
+    )
+
+    def loss_fn(params):
+        return jnp.mean((model.apply({"params": params}, tokens) - 1.0) ** 2)
+
+    _, grads, stats = linen.value_and_grad(loss_fn, taps)(params)
+    updates, _ = tx.update(grads, tx.init(params), params, stats=stats)
+    everything = lbo.whiten(optax.adam(0.1), taps)
+    whitened, _ = everything.update(grads, everything.init(params), params, stats=stats)
+    plain = optax.adam(0.1)
+    raw, _ = plain.update(grads, plain.init(params))
+    assert_trees_close(updates["Dense_0"], whitened["Dense_0"], CLOSE)
+    assert_trees_close(updates["embedding"], raw["embedding"], CLOSE)
+    assert bool(
+        jnp.any(whitened["embedding"]["embedding"] != raw["embedding"]["embedding"])
+    )
