@@ -40,7 +40,7 @@ OPTIMIZERS = {
     "step_time": [*_ALL, "lnb_ic", "lnb_exact", "whiten_exact", "lnb_cg"],
     "sensitivity": ["adam", "lnb", "whiten"],
     "memory": ["adam", "whiten_ic", "whiten", "whiten_exact"],
-    "defaults": ["whiten"],
+    "defaults": ["adam", "whiten"],
 }
 
 

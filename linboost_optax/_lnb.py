@@ -189,11 +189,13 @@ def lnb(
       >>> tx = lbo.lnb(optax.linear_schedule(1.0, 0.0, 50), taps)
       >>> state = tx.init(params)
       >>> loss_fn = lambda p: jnp.mean((model.apply(p, x) - y) ** 2)
-      >>> step = jax.jit(linen.value_and_grad(loss_fn, taps))
-      >>> for _ in range(50):
-      ...     loss, grads, stats = step(params)
+      >>> @jax.jit
+      ... def step(params, state):
+      ...     loss, grads, stats = linen.value_and_grad(loss_fn, taps)(params)
       ...     updates, state = tx.update(grads, state, params, stats=stats)
-      ...     params = optax.apply_updates(params, updates)
+      ...     return optax.apply_updates(params, updates), state, loss
+      >>> for _ in range(50):
+      ...     params, state, loss = step(params, state)
       >>> bool(loss < 1e-2)
       True
 

@@ -147,10 +147,10 @@ def ills(
         ... ]
         >>> tx = lbo.ills(lbo.network(params))
         >>> state = tx.init(params)
+        >>> data = {"inputs": x, "targets": jnp.sin(2 * x)}
+        >>> update = jax.jit(lambda *args: tx.update(None, *args, **data))
         >>> for _ in range(40):
-        ...     updates, state = tx.update(
-        ...         None, state, params, inputs=x, targets=jnp.sin(2 * x)
-        ...     )
+        ...     updates, state = update(state, params)
         ...     params = optax.apply_updates(params, updates)
         >>> bool(state.objective < 1e-3)
         True
