@@ -24,6 +24,12 @@ def whole(name: str, value: int, low: int) -> None:
     at_least(name, value, low)
 
 
+def optional_whole(name: str, value: int | None, low: int) -> None:
+    """Raises unless ``value`` is None or an integer >= ``low``."""
+    if value is not None:
+        whole(name, value, low)
+
+
 def at_least(name: str, value: float, low: float) -> None:
     """Raises unless ``value >= low``."""
     _number(name, value)

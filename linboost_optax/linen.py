@@ -1,12 +1,9 @@
-"""Flax Linen adapter: finds a model's linear layers and taps them.
+"""Flax Linen: finds a model's linear layers, taps them, collects their statistics."""
 
-The tap of a layer is an extra leaf beside its kernel inside the ``params`` that
-reach ``model.apply``; an interceptor reads it from the module's scope. Lifted
-transforms (``nn.scan``, ``nn.vmap``, ``nn.remat``, ...) therefore treat it exactly as
-they treat the kernel, and nothing else has to know about it.
-"""
+from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -14,22 +11,21 @@ import flax.linen as nn
 import jax
 from flax.core import FrozenDict, freeze
 
-from linboost_optax import _checks, _linen_connections, _linen_discovery
-from linboost_optax._linen_connections import Connections
-from linboost_optax._linen_modules import without_leaves
+from linboost_optax import _statistics
+from linboost_optax._adapters.linen import discovery, interception
+from linboost_optax._adapters.linen.registry import register
 from linboost_optax._linen_network import network
-from linboost_optax._statistics import KINDS
-from linboost_optax._taps import Taps
+from linboost_optax._statistics import Rule
+from linboost_optax._taps import Taps, check_taps, collect
+from linboost_optax._taps.sharing import keep_shared
 
-__all__ = ["network", "taps", "value_and_grad", "without_taps"]
+__all__ = ["network", "register", "taps", "value_and_grad", "without_taps"]
 
 
 def taps(
     model: nn.Module,
     *args: Any,
-    statistic: Literal["auto", "moments", "gram", "sketch", "inputs"] = "auto",
-    max_samples: int | None = 128,
-    rank: int = 64,
+    statistic: Rule | Literal["auto", "moments", "gram", "sketch", "inputs"] = "auto",
     **kwargs: Any,
 ) -> Taps:
     """Finds the linear layers of a model and decides what their taps emit.
@@ -41,15 +37,12 @@ def taps(
     Args:
       model: a Linen module.
       *args: arguments of the model's call, arrays or ``jax.ShapeDtypeStruct``.
-      statistic: ``"moments"`` (O(d) memory a layer of width d), ``"gram"`` (O(d^2)),
-        ``"sketch"`` (O(d rank), the Gram matrix times a few fixed probes),
-        ``"inputs"`` (the inputs themselves) or ``"auto"``: moments for embeddings,
-        Gram for layers up to ``2 * rank`` inputs wide, a sketch for wider ones.
-        Default ``"auto"``.
-      max_samples: most rows of a batch that a Gram matrix or a sketch is made of, a
-        fixed random choice; its moving average over steps sees many more. None takes
-        all. Default 128.
-      rank: number of probes of a sketch; default 64.
+      statistic: ``lbo.Moments()`` (O(d) memory a layer of width d), ``lbo.Gram()``
+        (O(d^2)), ``lbo.Sketch()`` (O(rank d), the Gram matrix times a few fixed
+        probes), ``lbo.Inputs()`` (the inputs themselves), or ``lbo.Auto()``: Gram for
+        layers up to 128 inputs wide, a sketch for wider ones, of 128 rows of a batch.
+        Each has a name for its defaults, ``"moments"`` and so on. Embeddings are
+        counted whatever is asked. Default ``"auto"``.
       **kwargs: keyword arguments of the model's call; ``method`` and ``rngs`` go to
         ``model.init``.
 
@@ -57,15 +50,16 @@ def taps(
       The taps, static and hashable.
 
     Raises:
-      ValueError: if ``statistic`` is unknown, ``max_samples`` or ``rank`` is not
-        positive, no layer can be tapped, layers are stacked along another axis than
-        the first, or ``"inputs"`` is asked for a layer that is used more than once.
-      TypeError: if ``model`` is no Linen module, or a kernel is not real and floating.
+      ValueError: if ``statistic`` is unknown, no layer can be tapped, layers are
+        stacked along another axis than the first, or a statistic that does not add up
+        is asked for a layer that is used more than once.
+      TypeError: if ``model`` is no Linen module, ``statistic`` is no statistic, or a
+        kernel is not real and floating.
 
     Example:
       >>> import flax.linen as nn, jax.numpy as jnp
       >>> from linboost_optax import linen
-      >>> print(linen.taps(nn.Dense(2), jnp.ones((8, 3))))
+      >>> print(linen.taps(nn.Dense(2), jnp.ones((8, 3)), statistic="gram"))
       path  kind          kernel  inputs  statistic  bytes
       .     Dense + bias  3x2     8x3     gram          52
       statistics: 52 bytes
@@ -78,21 +72,15 @@ def taps(
             f"`model` must be a flax.linen.Module, got {type(model).__name__}. Call "
             "`linen.taps(model, x)` with the arguments of the model's own call."
         )
-    if statistic not in ("auto", *KINDS):
-        raise ValueError(
-            f"`statistic` must be one of 'auto', {', '.join(map(repr, KINDS))}, got "
-            f"{statistic!r}."
-        )
-    if max_samples is not None:
-        _checks.at_least("max_samples", max_samples, 1)
-    _checks.whole("rank", rank, 1)
+    asked = _statistics.resolve(statistic)
+    _refuse_moved(model, kwargs)
     rngs = kwargs.pop("rngs", None)
     rngs = jax.random.key(0) if rngs is None else rngs
-    found = _linen_discovery.Discovery(statistic, max_samples, rank)
-    variables = _linen_discovery.trace_init(model, found, rngs, args, kwargs)
+    found = discovery.LayerFinder(asked)
+    variables = discovery.trace_init(model, found, rngs, args, kwargs)
     params = variables.get("params", {})
     layers = tuple(
-        _linen_discovery.with_stack(layer, params)
+        discovery.with_stack(layer, params)
         for path, layer in sorted(found.layers.items())
         if path not in found.reasons
     )
@@ -104,16 +92,34 @@ def taps(
         )
     streams = dict(rngs) if isinstance(rngs, Mapping) else {"params": rngs}
     apply = functools.partial(model.apply, rngs=streams, mutable=True)
-    apply, arrays = _linen_discovery.abstract(apply, args, kwargs)
-    bare = {**variables, "params": without_leaves(params)}
-    layers = _linen_discovery.keep_shared(layers, apply, bare, arrays)
-    result = Taps(layers, _linen_discovery.plain(params, layers, found.reasons))
+    apply, arrays = discovery.abstract(apply, args, kwargs)
+    bare = {**variables, "params": interception.without_leaves(params)}
+    if any(layer.source is not None for layer in layers):
+        layers = keep_shared(layers, discovery.trace_call(apply, bare, arrays))
+    result = Taps(layers, discovery.plain(params, layers, found.reasons))
 
-    tree = _linen_connections.insert(bare["params"], result, result.zeros())
-    _linen_connections.refuse_shared(
-        result, apply, {**variables, "params": tree}, arrays
+    tree = interception.insert(
+        bare["params"], result, collect.by_layer(result, result.zeros())
+    )
+    collect.refuse_shared(
+        interception, result, apply, {**variables, "params": tree}, arrays
     )
     return result
+
+
+def _refuse_moved(model: nn.Module, kwargs: Mapping[str, Any]) -> None:
+    """Raises where an option of the statistic is passed as one of the model's call."""
+    method = kwargs.get("method") or "__call__"
+    method = getattr(model, method) if isinstance(method, str) else method
+    accepted = inspect.signature(method).parameters
+    if any(each.kind is each.VAR_KEYWORD for each in accepted.values()):
+        return
+    for name in ("max_samples", "rank"):
+        if name in kwargs and name not in accepted:
+            raise TypeError(
+                f"`{name}` is an option of the statistic, not of the model's call. "
+                f"Pass e.g. `statistic=lbo.Auto({name}={kwargs[name]!r})`."
+            )
 
 
 def value_and_grad(
@@ -162,42 +168,10 @@ def value_and_grad(
     References:
       Munoz (2025), arXiv:2502.01131.
     """
-    if not isinstance(taps, Taps):
-        raise TypeError(
-            f"`taps` must be a Taps, got {type(taps).__name__}. Make it with "
-            "`linen.taps(model, x)`."
-        )
-
-    @functools.wraps(loss_fn)
-    def wrapped(params, *args, **kwargs):
-        connections = Connections(taps)
-
-        def loss_with(zeros, params):
-            return loss_fn(
-                _linen_connections.insert(params, taps, zeros), *args, **kwargs
-            )
-
-        def tapped(params, zeros):
-            zeros = {key: connections.probe(key, t) for key, t in zeros.items()}
-            with nn.intercept_methods(connections):
-                return loss_with(zeros, params)
-
-        def loss_alone(params):
-            value = loss_with(taps.zeros(), params)
-            return value[0] if has_aux else value
-
-        _linen_connections.refuse_shared(taps, loss_alone, params)
-        function = jax.value_and_grad(tapped, argnums=(0, 1), has_aux=has_aux)
-        try:
-            value, (grads, stats) = function(params, taps.zeros())
-        except (TypeError, NotImplementedError) as error:
-            _linen_connections.explain_forward_mode(error)
-            raise
-        if not allow_unconnected:
-            connections.check()
-        return value, grads, stats
-
-    return wrapped
+    check_taps(taps)
+    return collect.value_and_grad(
+        interception, loss_fn, taps, has_aux, allow_unconnected
+    )
 
 
 def without_taps(params: Any) -> Any:
@@ -223,5 +197,5 @@ def without_taps(params: Any) -> Any:
       >>> distance({"kernel": jnp.ones(2)}, {"kernel": jnp.zeros(2)})
       Array(2., dtype=float32)
     """
-    plain = without_leaves(params)
+    plain = interception.without_leaves(params)
     return freeze(plain) if isinstance(params, FrozenDict) else plain

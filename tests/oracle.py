@@ -10,10 +10,9 @@ import functools
 import flax.linen as nn
 import jax
 import numpy as np
+import scipy.fft
 
 from linboost_optax import linen
-from linboost_optax._geometry import Embed
-from linboost_optax._statistics import probes
 
 # float32 sums in another order; gradients come from the same operations.
 STATISTIC = {"rtol": 2e-5, "atol": 2e-5}
@@ -48,11 +47,11 @@ def inputs_seen(function, *args):
 
 def rows(layer, x):
     """The design matrix of a dense layer, the channels of a convolution."""
-    if isinstance(layer.geometry, Embed):
-        return np.eye(layer.geometry.vocabulary)[np.asarray(x).reshape(-1)]
-    axes = getattr(layer.geometry, "axis", (-1,))
+    if layer.kind.name == "Embed":
+        return np.eye(layer.kind.vocabulary)[np.asarray(x).reshape(-1)]
+    axes = getattr(layer.kind, "axis", (-1,))
     x = np.moveaxis(np.asarray(x, np.float64), axes, range(-len(axes), 0))
-    return x.reshape(-1, layer.geometry.channels)
+    return x.reshape(-1, layer.kind.channels)
 
 
 def expected(layer, uses, kernel):
@@ -60,7 +59,7 @@ def expected(layer, uses, kernel):
     own = [x for k, x in uses if np.array_equal(k, kernel)]
     design = np.concatenate([rows(layer, x) for x in own]) if own else None
     if design is None:
-        d = layer.geometry.channels
+        d = layer.kind.channels
         return 0, np.zeros(d), np.zeros((d, d))
     return len(design), design.sum(0), design.T @ design
 
@@ -81,6 +80,15 @@ def same_tree(got, want, tolerance=GRADIENT):
         close(a, b, tolerance)
 
 
+def probes(features, rank):
+    """Orthonormal columns of a cosine transform, chosen and signed at random."""
+    rng = np.random.default_rng(0)
+    chosen = sorted(rng.choice(features, rank, replace=False))
+    signs = rng.choice([-1.0, 1.0], features)
+    transform = scipy.fft.dct(np.eye(features), axis=0, norm="ortho")
+    return np.stack([signs * transform[row] for row in chosen], axis=1)
+
+
 def check_statistics(taps, stats, log, params):
     """Asserts that ``stats`` are those of the inputs in ``log``."""
     params = nn.unbox(params)
@@ -88,23 +96,28 @@ def check_statistics(taps, stats, log, params):
         branch = params
         for name in layer.path:
             branch = branch[name]
-        kernels, stat = np.asarray(branch[layer.kernel]), stats[layer.source_key]
+        kernels, stat = np.asarray(branch[layer.kernel]), stats[layer.stats_key]
         for index in np.ndindex(*layer.stack):
             count, total, outer = expected(
                 layer, log.get(layer.path, []), kernels[index]
             )
             where = (layer.key, index)
             close(stat.count[index], [count], STATISTIC, where)
-            if layer.statistic == "gram":
-                close(stat.sum[index], total[None], STATISTIC, where)
+            close(stat.sum[index].reshape(-1), total, STATISTIC, where)
+            name, square = layer.statistic.name, np.diagonal(outer)
+            if name == "gram":
                 close(stat.outer[index], outer[None], STATISTIC, where)
-            else:
-                close(stat.sum[index].reshape(-1), total, STATISTIC, where)
-                square = np.diagonal(outer)
+            if name in ("moments", "sketch"):
                 close(stat.sum_sq[index].reshape(-1), square, STATISTIC, where)
-            if layer.statistic == "sketch":
-                seen = outer @ probes(layer.features, layer.probes, np.dtype("float64"))
+            if name == "sketch":
+                rank = min(layer.statistic.rank, layer.kind.channels)
+                seen = outer @ probes(layer.kind.channels, rank)
                 close(stat.outer[index], seen[None], STATISTIC, where)
+            if getattr(stat, "channels", None) is not None:
+                moments = stat.channels
+                close(moments.count[index], [count], STATISTIC, where)
+                close(moments.sum[index].reshape(-1), total, STATISTIC, where)
+                close(moments.sum_sq[index].reshape(-1), square, STATISTIC, where)
 
 
 def check(taps, loss_fn, params, *args, has_aux=False, **options):

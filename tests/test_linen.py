@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+import linboost_optax as lbo
 from linboost_optax import linen
 from tests.oracle import check, initial, normal
 
@@ -152,14 +153,14 @@ class Transformer(nn.Module):
         )
 
 
-@pytest.mark.parametrize("statistic", ["auto", "moments"])
+@pytest.mark.parametrize("statistic", ["gram", "moments"])
 def test_table_of_a_transformer(statistic):
     with jax.numpy_rank_promotion("allow"):  # LayerNorm and the attention mask
         taps = linen.taps(
             Transformer(), jnp.zeros((2, 5), jnp.int32), statistic=statistic
         )
     lines = str(taps).split("\n")
-    gram = statistic == "auto"
+    gram = statistic != "moments"
     cost = {True: ("gram", "876"), False: ("moments", "204")}[gram]
     head = {True: ("gram", "292"), False: ("moments", "68")}[gram]
     rows = [line.split() for line in lines]
@@ -167,12 +168,12 @@ def test_table_of_a_transformer(statistic):
     shape = ["Dense", "+", "bias", "3x8x2x4", "2x5x8"]
     assert ["blocks/attend/query", *shape, *cost] in rows
     assert ["blocks/attend/key", *shape, "of", "blocks/attend/query", "0"] in rows
-    assert rows[6] == ["embed", "Embed", "11x8", "2x5", "moments", "92"]
+    assert rows[6] == ["embed", "Embed", "11x8", "2x5", "counts", "48"]
     assert rows[7] == ["head", "Dense", "8x2000", "2x5x8", *head]
     reason = "(not a tapped kind of layer)"
     assert lines[8].endswith(reason)
     assert rows[9][:6] == ["blocks/norm/scale", "-", "3x8", "-", "plain", "0"]
-    total = {True: 3 * 876 + 92 + 292, False: 3 * 204 + 92 + 68}[gram]
+    total = {True: 3 * 876 + 48 + 292, False: 3 * 204 + 48 + 68}[gram]
     assert lines[10] == f"statistics: {total:,} bytes"
 
 
@@ -305,11 +306,22 @@ def test_unknown_statistic():
         linen.taps(nn.Dense(2), X, statistic="grams")  # type: ignore[arg-type]
 
 
-def test_max_samples_must_be_positive():
-    with pytest.raises(ValueError, match="`max_samples` must be >= 1, got 0"):
-        linen.taps(nn.Dense(2), X, max_samples=0)
-    with pytest.raises(ValueError, match="`rank` must be >= 1, got 0"):
-        linen.taps(nn.Dense(2), X, rank=0)
+@pytest.mark.parametrize("option", [{"max_samples": None}, {"rank": 16}])
+def test_options_of_a_statistic_are_not_those_of_the_call(option):
+    ((name, value),) = option.items()
+    match = rf"`{name}` is an option of the statistic.*lbo\.Auto\({name}={value}\)"
+    with pytest.raises(TypeError, match=match):
+        linen.taps(nn.Dense(2), X, **option)
+
+
+def test_a_model_may_have_an_argument_of_the_same_name():
+    class Model(nn.Module):
+        @nn.compact
+        def __call__(self, x, rank):
+            return nn.Dense(rank)(x)
+
+    (layer,) = linen.taps(Model(), X, rank=4).layers
+    assert layer.kind.out == (4,)
 
 
 def test_model_without_layers():
@@ -322,8 +334,10 @@ def test_wide_layers_take_a_sketch():
         x = jax.ShapeDtypeStruct((5, d), jnp.float32)
         return linen.taps(nn.Dense(2), x, **options).layers[0].statistic
 
-    assert [chosen(128), chosen(129)] == ["gram", "sketch"]
-    assert [chosen(20, rank=10), chosen(21, rank=10)] == ["gram", "sketch"]
+    assert [chosen(128), chosen(129)] == [lbo.Gram(128), lbo.Sketch(64, 128)]
+    auto = lbo.Auto(rank=10, max_samples=None)
+    assert chosen(20, statistic=auto) == lbo.Gram()
+    assert chosen(21, statistic=auto) == lbo.Sketch(10)
 
 
 @pytest.mark.parametrize("model", [{"params": {}}, nn.Dense, None])

@@ -9,9 +9,9 @@ import pytest
 
 import linboost_optax as lbo
 from linboost_optax import linen
-from linboost_optax._cholesky import CholeskyState
-from linboost_optax._incomplete_cholesky import MomentsState
-from linboost_optax._nystrom import NystromState
+from linboost_optax._solvers.gram import Inverse
+from linboost_optax._solvers.incomplete_cholesky import MomentsState
+from linboost_optax._solvers.nystrom import LowRank
 from tests.networks import MLP, data, squared_error, train_step
 
 EXACT = 1e-10  # float64
@@ -20,11 +20,12 @@ CLOSE = 1e-5  # float32
 SOLVERS = [lbo.IncompleteCholesky(), lbo.ConjugateGradient(), lbo.Cholesky()]
 
 
-def setup(solver=None, statistic="auto", dtype=jnp.float32, model=None, **options):
+def setup(solver=None, statistic="gram", dtype=jnp.float32, model=None, **options):
     model = model or MLP(dtype=dtype)
     batch = data(dtype=dtype)
     params = model.init(jax.random.key(1), batch[0])["params"]
     taps = linen.taps(model, batch[0], statistic=statistic)
+    solver = solver or lbo.Cholesky()
     tx = lbo.lnb(0.1, taps, solver, **options)
     return model, params, batch, taps, tx
 
@@ -429,6 +430,28 @@ def test_bad_numbers_skip_the_step(solver, bad, where):
         np.testing.assert_array_equal(new, old)
 
 
+def test_what_a_solver_does_not_read_does_no_harm():
+    model, params, batch, taps, _ = setup(statistic=lbo.Gram(max_samples=16))
+    _, grads, stats = collect(model, params, batch, taps)
+    lost = jax.tree.map(lambda leaf: leaf * jnp.nan, stats["Dense_1"])
+
+    def step(solver, first, second):
+        tx, stats = lbo.scale_by_lnb(taps, solver), {"Dense_0": first}
+        stats["Dense_1"] = second
+        return tx.update(grads, tx.init(params), params, stats=stats)[0]
+
+    whole = stats["Dense_1"]
+    for solver, harmless in [
+        (lbo.Cholesky(), whole._replace(channels=lost.channels)),
+        (lbo.IncompleteCholesky(), lost._replace(channels=whole.channels)),
+    ]:
+        want = step(solver, stats["Dense_0"], whole)
+        got = step(solver, stats["Dense_0"], harmless)
+        assert bool(jnp.any(want["Dense_1"]["kernel"] != 0))
+        for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
 def test_a_layer_without_samples_passes_its_gradient_through():
     model, params, batch, taps, _ = setup()
     _, grads, stats = collect(model, params, batch, taps)
@@ -463,7 +486,7 @@ def test_statistics_that_do_not_fit():
         update(stacked)
     moments = linen.taps(model, batch[0], statistic="moments")
     _, _, other = collect(model, params, batch, moments)
-    with pytest.raises(ValueError, match=r"must be Gram, got Moments"):
+    with pytest.raises(ValueError, match=r"must be GramSums, got MomentSums"):
         update(other)
 
 
@@ -497,10 +520,71 @@ def test_bad_arguments(options, error, message):
 
 
 def test_default_solver_follows_the_statistics():
-    for statistic, kind in [
-        ("moments", MomentsState),
-        ("gram", CholeskyState),
-        ("sketch", NystromState),
-    ]:
-        _, params, _, _, tx = setup(statistic=statistic)
-        assert isinstance(tx.init(params)[0].metric["Dense_0"], kind)
+    def state(statistic):
+        _, params, _, taps, _ = setup(statistic=statistic)
+        return lbo.lnb(0.1, taps).init(params)[0].metric["Dense_0"]
+
+    assert isinstance(state("moments"), MomentsState)
+    assert isinstance(state("gram").factor.value, Inverse)
+    assert isinstance(state("sketch").factor.value, LowRank)
+
+
+@pytest.mark.parametrize("widths", [(8, 3), (200, 3)])
+@pytest.mark.parametrize("statistic", ["auto", "sketch", "moments", lbo.Gram(64)])
+def test_conjugate_gradients_refuse_less_than_the_whole_matrix(statistic, widths):
+    """A user who reproduces the paper must not be given another algorithm."""
+    model, batch = MLP(widths), data()
+    taps = linen.taps(model, batch[0], statistic=statistic)
+    match = r"second moment of the whole batch, and the statistic .* of layer 'Dense_0'"
+    with pytest.raises(ValueError, match=match + r".* `statistic='gram'`"):
+        lbo.lnb(0.1, taps, lbo.ConjugateGradient())
+
+
+class Tokens(nn.Module):
+    @nn.compact
+    def __call__(self, tokens):
+        return nn.Dense(3)(nn.tanh(nn.Embed(7, 4, name="embed")(tokens)))
+
+
+def test_conjugate_gradients_solve_embeddings_with_their_frequencies():
+    model, tokens = Tokens(), jnp.array([[0, 1, 1, 6], [2, 1, 6, 0]])
+    params = model.init(jax.random.key(0), tokens)["params"]
+    taps = linen.taps(model, tokens, statistic="gram")
+
+    def loss_fn(params):
+        return jnp.mean((model.apply({"params": params}, tokens) - 1.0) ** 2)
+
+    _, grads, stats = linen.value_and_grad(loss_fn, taps)(params)
+    solver = lbo.ConjugateGradient(ridge=0.1, iterations=40, tolerance=0.0)
+    tx = lbo.scale_by_lnb(taps, solver, min_norm=1e3, b_g=0.0)
+    updates, _ = tx.update(grads, tx.init(params), params, stats=stats)
+    share = np.bincount(tokens.ravel(), minlength=7) / 8
+    want = np.asarray(grads["embed"]["embedding"]) / (share + 0.1)[:, None]
+    got = 1e3 * np.asarray(updates["embed"]["embedding"])
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=CLOSE)
+
+
+@pytest.mark.parametrize("dtypes", [("float64", "float32"), ("float32", "float64")])
+@pytest.mark.parametrize("statistic", ["moments", "gram", "sketch", "inputs"])
+def test_parameters_and_inputs_of_different_precision(dtypes, statistic):
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
+        of_params, of_inputs = map(jnp.dtype, dtypes)
+        model, (x, y) = nn.Dense(3, param_dtype=of_params), data(dtype=of_inputs)
+        params = model.init(jax.random.key(1), x)["params"]
+        taps = linen.taps(model, x, statistic=statistic)
+        solver = lbo.Cholesky(ridge=0.1, every=1)
+        transforms = [lbo.lnb(0.1, taps, solver)]
+        if statistic != "inputs":
+            transforms.append(lbo.whiten(optax.adamw(0.1), taps, solver))
+        if statistic in ("gram", "inputs"):
+            transforms.append(lbo.lnb(0.1, taps, lbo.ConjugateGradient()))
+        for tx in transforms:
+            step = jax.jit(train_step(squared_error(model), taps, tx))
+            new, state = params, tx.init(params)
+            for _ in range(2):
+                new, after, _ = step(new, state, (x, y))
+                assert optax.tree.dtype(new, "lowest") == of_params
+                same = jax.tree.map(lambda a, b: a.dtype == b.dtype, after, state)
+                assert all(jax.tree.leaves(same))
+                state = after
+            assert bool(jnp.all(new["kernel"] != params["kernel"]))

@@ -51,7 +51,7 @@ def alone(taps):
 @pytest.mark.parametrize("statistic", ["moments", "gram"])
 def test_who_shares_with_whom(statistic):
     _, x, params, loss_fn, taps = setup(statistic)
-    sources = {layer.key: layer.source_key for layer in taps.layers}
+    sources = {layer.key: layer.stats_key for layer in taps.layers}
     # A layer without bias has another covariance: not shared.
     assert sources == {"q": "q", "k": "q", "v": "q", "free": "free", "out": "out"}
     _, _, stats = linen.value_and_grad(loss_fn, taps)(params, x)
@@ -90,10 +90,10 @@ def test_sharing_changes_nothing_but_the_cost(make):
 def test_attention_and_recurrent_gates_share():
     x = jnp.ones((2, 3, 8))
     attention = linen.taps(nn.MultiHeadDotProductAttention(num_heads=2), x)
-    sources = {layer.key: layer.source_key for layer in attention.layers}
+    sources = {layer.key: layer.stats_key for layer in attention.layers}
     assert sources["key"] == sources["value"] == sources["query"] == "query"
     gates = linen.taps(nn.RNN(nn.GRUCell(4)), x)
-    sources = {layer.path[-1]: layer.source_key for layer in gates.layers}
+    sources = {layer.path[-1]: layer.stats_key for layer in gates.layers}
     assert sources["iz"] == sources["in"] == sources["ir"]
     assert sources["hz"] == sources["hr"] != sources["hn"]  # hn alone has a bias
 
@@ -119,7 +119,7 @@ def test_layers_stacked_by_scan_share_block_by_block():
     model = Stack()
     params = model.init(jax.random.key(1), x)["params"]
     taps = linen.taps(model, x)
-    sources = {layer.path[-1]: layer.source_key for layer in taps.layers}
+    sources = {layer.path[-1]: layer.stats_key for layer in taps.layers}
     # Dense_0 is made first and called last: on the product of the other two.
     assert sources["Dense_2"] == sources["Dense_1"] == "blocks/Dense_1"
 
@@ -186,7 +186,7 @@ def test_a_source_that_is_not_tapped_does_not_serve():
 
     taps = linen.taps(Model(), jnp.ones((2, 5, 2)))
     for layer in taps.layers:
-        assert layer.source_key in {other.key for other in taps.layers}
+        assert layer.stats_key in {other.key for other in taps.layers}
 
 
 def test_a_cached_function_is_not_taken_for_unconnected():

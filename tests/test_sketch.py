@@ -11,20 +11,22 @@ import optax
 import pytest
 
 import linboost_optax as lbo
-from linboost_optax import _layers, _solvers, _statistics, linen
-from linboost_optax._geometry import Conv, Dense
-from linboost_optax._layers import Affine, Layer
-from linboost_optax._nystrom import Nystrom
+from linboost_optax import Gram, Sketch, linen
+from linboost_optax._kinds import Conv, Dense
+from linboost_optax._layer import Affine, Layer
+from linboost_optax._statistics.sketch import probes
+from tests import oracle
 
 EXACT = 1e-9  # float64; two eigendecompositions
 F64 = jnp.dtype("float64")
 BLOCKS, ROWS, FEATURES, OUTPUTS, RANK = 2, 40, 24, 3, 6
 
 
-def make(statistic, x, rank=RANK):
-    geometry = Dense((), (x.shape[-1],), (OUTPUTS,))
-    layer = Layer(("layer",), geometry, statistic, x.shape[1:], str(x.dtype), rank=rank)
-    measured = jax.vmap(lambda block: _layers.measure(layer, block))(x)
+def make(statistic, x, biased=True):
+    kind = Dense((), (x.shape[-1],), (OUTPUTS,))
+    bias = "bias" if biased else None
+    layer = Layer(("layer",), kind, statistic, x.shape[1:], str(x.dtype), bias=bias)
+    measured = jax.vmap(lambda block: statistic.measure(layer, block))(x)
     return replace(layer, stack=(BLOCKS,)), measured
 
 
@@ -43,17 +45,16 @@ def gradient(biased, dtype=F64):
     return Affine(w, b if biased else None)
 
 
-@partial(jax.jit, static_argnames=("solver", "layer", "biased", "factored"))
-def first_update(solver, layer, measured, biased, factored):
-    state, step = solver.init(layer), jnp.zeros((), jnp.int32)
-    return solver.update(layer, measured, state, step, biased=biased, factored=factored)
+@partial(jax.jit, static_argnames="bound")
+def first_update(bound, measured):
+    view, step = bound.read(measured), jnp.zeros((), jnp.int32)
+    return view, bound.update(bound.init(), view, step)
 
 
-def updated(statistic, x, *, biased, factored=False, rank=RANK, ridge=0.1):
-    layer, measured = make(statistic, x, rank)
-    solver = _solvers.for_layer(lbo.Cholesky(ridge=ridge), layer)
-    state = first_update(solver, layer, measured, biased, factored)
-    return solver, layer, measured, state
+def updated(statistic, x, *, biased, ridge=0.1):
+    layer, measured = make(statistic, x, biased)
+    bound = lbo.Cholesky(ridge=ridge).bind(layer)
+    return bound, *first_update(bound, measured)
 
 
 def close(got, want, tolerance=EXACT):
@@ -65,16 +66,17 @@ def close(got, want, tolerance=EXACT):
     ("features", "rank"), [(1, 1), (5, 5), (7, 3), (784, 64), (20_000, 8)]
 )
 def test_probes_are_orthonormal_and_always_the_same(features, rank):
-    probes = _statistics.probes(features, rank, jnp.dtype("float32"))
-    close(probes.T @ probes, np.eye(rank), 1e-4)
-    np.testing.assert_array_equal(
-        probes, _statistics.probes(features, rank, jnp.dtype("float32"))
-    )
+    got = probes(features, rank, jnp.dtype("float32"))
+    close(got.T @ got, np.eye(rank), 1e-4)
+    np.testing.assert_array_equal(got, probes(features, rank, jnp.dtype("float32")))
+
+
+def test_probes_are_signed_columns_of_a_cosine_transform():
+    close(probes(30, 7, F64), oracle.probes(30, 7))
 
 
 def test_probes_see_every_feature():
-    probes = np.asarray(_statistics.probes(500, 32, jnp.dtype("float32")))
-    norms = np.sum(probes**2, axis=1)
+    norms = np.sum(np.asarray(probes(500, 32, jnp.dtype("float32"))) ** 2, axis=1)
     assert norms.min() > 0.2 * norms.mean()
 
 
@@ -117,7 +119,7 @@ def test_sketch_is_the_gram_matrix_times_the_probes(name):
     variables = model.init(jax.random.key(1), x)
 
     def collect(statistic):
-        taps = linen.taps(model, x, statistic=statistic, rank=3)
+        taps = linen.taps(model, x, statistic=statistic)
 
         def loss(v):
             return jnp.sum(model.apply(v, x) ** 2)
@@ -125,11 +127,11 @@ def test_sketch_is_the_gram_matrix_times_the_probes(name):
         _, _, stats = jax.jit(linen.value_and_grad(loss, taps))(variables)
         return taps, stats
 
-    (taps, sketches), (_, grams) = collect("sketch"), collect("gram")
+    (taps, sketches), (_, grams) = collect(Sketch(3)), collect("gram")
     for layer in taps.layers:
         sketch, gram = sketches[layer.key], grams[layer.key]
-        probes = _statistics.probes(layer.features, 3, jnp.dtype("float32"))
-        close(sketch.outer, gram.outer @ probes, 2e-4)
+        seen = np.asarray(gram.outer) @ oracle.probes(layer.features, 3)
+        close(sketch.outer, seen, 2e-4)
         close(sketch.sum_sq, jnp.diagonal(gram.outer, axis1=-2, axis2=-1), 2e-4)
         close((sketch.count, sketch.sum), (gram.count, gram.sum), 2e-4)
 
@@ -140,22 +142,18 @@ def test_inputs_of_low_rank_are_solved_exactly(span, biased):
     with jax.enable_x64(True):
         # Without a bias the mean is a dimension like any other.
         x, g = inputs(span), gradient(biased)
-        solver, layer, measured, state = updated("sketch", x, biased=biased)
-        exact, gram_layer, gram, gram_state = updated("gram", x, biased=biased)
-        got = solver.solve(layer, measured, state, g)
-        close(got, exact.solve(gram_layer, gram, gram_state, g), 1e-8)
+        solver, view, state = updated(Sketch(RANK), x, biased=biased)
+        exact, gram, gram_state = updated(Gram(), x, biased=biased)
+        close(solver.solve(state, view, g), exact.solve(gram_state, gram, g), 1e-8)
 
 
 @pytest.mark.parametrize("biased", [True, False])
 def test_as_many_probes_as_features_are_exact(biased):
     with jax.enable_x64(True):
         x, g = inputs(), gradient(biased)
-        solver, layer, measured, state = updated(
-            "sketch", x, biased=biased, rank=2 * FEATURES
-        )
-        exact, gram_layer, gram, gram_state = updated("gram", x, biased=biased)
-        got = solver.solve(layer, measured, state, g)
-        close(got, exact.solve(gram_layer, gram, gram_state, g), 1e-8)
+        solver, view, state = updated(Sketch(2 * FEATURES), x, biased=biased)
+        exact, gram, gram_state = updated(Gram(), x, biased=biased)
+        close(solver.solve(state, view, g), exact.solve(gram_state, gram, g), 1e-8)
 
 
 @pytest.mark.parametrize("biased", [True, False])
@@ -163,16 +161,16 @@ def test_the_metric_is_the_nystrom_approximation_with_an_exact_diagonal(biased):
     """Against NumPy: pseudo-inverse instead of eigendecompositions."""
     with jax.enable_x64(True):
         x = inputs()
-        solver, layer, measured, state = updated("sketch", x, biased=biased)
+        solver, view, state = updated(Sketch(RANK), x, biased=biased)
         g = gradient(biased)
-        h = solver.solve(layer, measured, state, g)
+        h = solver.solve(state, view, g)
         for block in range(BLOCKS):
             rows = np.asarray(x[block])
             mean = rows.mean(axis=0) if biased else np.zeros(FEATURES)
             sigma = rows.T @ rows / ROWS - np.outer(mean, mean)
-            probes = np.asarray(_statistics.probes(FEATURES, RANK, F64))
-            seen = sigma @ probes
-            low = seen @ np.linalg.pinv(probes.T @ seen, hermitian=True) @ seen.T
+            omega = oracle.probes(FEATURES, RANK)
+            seen = sigma @ omega
+            low = seen @ np.linalg.pinv(omega.T @ seen, hermitian=True) @ seen.T
             metric = low + np.diag(np.diag(sigma - low)) + 0.1 * np.eye(FEATURES)
             close(np.diag(metric), np.diag(sigma) + 0.1)
             rhs = np.asarray(g.w[block])
@@ -188,13 +186,12 @@ def test_the_metric_is_the_nystrom_approximation_with_an_exact_diagonal(biased):
 def test_whitening_maps_fit_together(biased):
     with jax.enable_x64(True):
         x, g = inputs(), gradient(biased)
-        solver, layer, measured, metric = updated("sketch", x, biased=biased)
-        *_, factor = updated("sketch", x, biased=biased, factored=True)
-        h = solver.solve(layer, measured, metric, g)
-        whitened = solver.whiten(factor, g)
-        close(solver.unwhiten(factor, whitened), h)
-        close(solver.unwhiten(factor, solver.coordinates(factor, h)), h)
-        close(solver.coordinates(factor, h), whitened)
+        solver, view, state = updated(Sketch(RANK), x, biased=biased)
+        h = solver.solve(state, view, g)
+        whitened = solver.whiten(state, g)
+        close(solver.unwhiten(state, whitened), h)
+        close(solver.unwhiten(state, solver.coordinates(state, h)), h)
+        close(solver.coordinates(state, h), whitened)
 
 
 DEGENERATE = {
@@ -218,11 +215,9 @@ def test_degenerate_inputs_give_finite_solutions(case, ridge):
     w = jnp.einsum("knd,kno->kdo", x, delta) / ROWS
     for biased in (True, False):
         g = Affine(w, delta.mean(axis=1) if biased else None)
-        solver, layer, measured, state = updated(
-            "sketch", x, biased=biased, ridge=ridge
-        )
+        solver, view, state = updated(Sketch(RANK), x, biased=biased, ridge=ridge)
         np.testing.assert_array_equal(state.factor.ready, True)
-        h = solver.solve(layer, measured, state, g)
+        h = solver.solve(state, view, g)
         assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(h))
         # A positive definite metric: H is a descent direction.
         descent = jnp.sum(h.w * g.w, axis=(1, 2))
@@ -232,25 +227,16 @@ def test_degenerate_inputs_give_finite_solutions(case, ridge):
 
 
 def test_gradients_pass_through_before_the_first_sample():
-    layer, measured = make("sketch", inputs(dtype=jnp.dtype("float32")))
-    solver, g = Nystrom(0.1, 0.95, 10), gradient(True, jnp.float32)
-    state = solver.init(layer)
+    layer, measured = make(Sketch(RANK), inputs(dtype=jnp.dtype("float32")))
+    bound, g = lbo.Cholesky().bind_factor(layer), gradient(True, jnp.float32)
+    state = bound.init()
     for h in (
-        solver.solve(layer, measured, state, g),
-        solver.whiten(state, g),
-        solver.unwhiten(state, g),
-        solver.coordinates(state, g),
+        bound.solve(state, bound.read(measured), g),
+        bound.whiten(state, g),
+        bound.unwhiten(state, g),
+        bound.coordinates(state, g),
     ):
         close(h, g, 0.0)
-
-
-def test_solvers_that_need_a_matrix_fall_back_on_a_sketch():
-    layer, _ = make("sketch", inputs(dtype=jnp.dtype("float32")))
-    assert _solvers.for_layer(lbo.Cholesky(0.2, 0.9, 5), layer) == Nystrom(0.2, 0.9, 5)
-    cg = lbo.ConjugateGradient(shrinkage=0.3)
-    assert _solvers.for_layer(cg, layer) == lbo.IncompleteCholesky(shrinkage=0.3)
-    ic = lbo.IncompleteCholesky()
-    assert _solvers.for_layer(ic, layer) == ic
 
 
 def test_nothing_in_the_optimizer_is_as_wide_as_it_is_high():
@@ -265,9 +251,9 @@ def test_nothing_in_the_optimizer_is_as_wide_as_it_is_high():
 
 def test_convolution_patches_are_features():
     (layer,) = linen.taps(nn.Conv(4, (5, 5)), jnp.ones((2, 8, 8, 16))).layers
-    assert isinstance(layer.geometry, Conv)
-    assert layer.statistic == "sketch"
-    assert _layers.statistic_shapes(layer).outer.shape == (1, 400, 64)
+    assert isinstance(layer.kind, Conv)
+    assert layer.statistic == Sketch(64, max_samples=128)
+    assert layer.statistic_shapes().outer.shape == (1, 400, 64)
 
 
 @pytest.mark.lenient("optimizers of Optax promote implicitly")
@@ -286,7 +272,7 @@ def test_a_wide_layer_trains_as_with_its_gram_matrix(transformation):
         return jnp.mean((model.apply(p, x) - y) ** 2)
 
     def final(statistic):
-        taps = linen.taps(model, x, statistic=statistic, rank=16)
+        taps = linen.taps(model, x, statistic=statistic)
         if transformation == "lnb":
             tx = lbo.lnb(optax.cosine_decay_schedule(3.0, 60), taps, solver)
         else:
@@ -302,4 +288,6 @@ def test_a_wide_layer_trains_as_with_its_gram_matrix(transformation):
         carry = (params, tx.init(params))
         return float(jax.jit(lambda c: jax.lax.scan(step, c, None, 60))(carry)[1][-1])
 
-    assert final("sketch") < 1.3 * final("gram") < 1e-3 * float(loss_fn(params))
+    assert (
+        final(Sketch(16, 128)) < 1.3 * final(Gram(128)) < 1e-3 * float(loss_fn(params))
+    )

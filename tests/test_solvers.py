@@ -1,5 +1,6 @@
 """Every solver against an exact oracle, and against inputs that break solvers."""
 
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -8,10 +9,14 @@ import numpy as np
 import pytest
 
 import linboost_optax as lbo
-from linboost_optax import _layers, _solvers
-from linboost_optax._cholesky import DualCholesky
-from linboost_optax._geometry import Dense
-from linboost_optax._layers import Affine, Layer
+from linboost_optax import Counts, Gram, Inputs, Moments, Sketch
+from linboost_optax._kinds import Dense, Embed
+from linboost_optax._layer import Affine, Layer
+from linboost_optax._solvers import base
+from linboost_optax._solvers.dual import Dual
+from linboost_optax._solvers.gram import GramInverse, GramRoot
+from linboost_optax._solvers.incomplete_cholesky import ArrowMetric
+from linboost_optax._solvers.nystrom import Nystrom
 
 # Direct solves in float64: rounding alone is left.
 EXACT = 1e-10
@@ -19,11 +24,17 @@ EXACT = 1e-10
 BLOCKS, ROWS, FEATURES, OUTPUTS = 3, 40, 5, 4
 
 
-def make_layer(statistic="gram", *, rows=ROWS, features=FEATURES, dtype="float64"):
-    geometry = Dense((), (features,), (OUTPUTS,))
-    return Layer(
-        ("layer",), geometry, statistic, (rows, features), dtype, stack=(BLOCKS,)
-    )
+STATISTICS = {"gram": Gram(), "inputs": Inputs(), "moments": Moments()}
+
+
+def make_layer(
+    statistic="gram", *, rows=ROWS, features=FEATURES, dtype="float64", biased=True
+):
+    kind = Dense((), (features,), (OUTPUTS,))
+    statistic = STATISTICS.get(statistic, statistic)
+    bias = "bias" if biased else None
+    shape = (rows, features)
+    return Layer(("layer",), kind, statistic, shape, dtype, bias=bias, stack=(BLOCKS,))
 
 
 def make_inputs(rows=ROWS, features=FEATURES, dtype=jnp.float64, seed=0):
@@ -34,8 +45,8 @@ def make_inputs(rows=ROWS, features=FEATURES, dtype=jnp.float64, seed=0):
 
 
 def measure(layer, x):
-    own = Layer(**{**vars(layer), "stack": ()})
-    return jax.vmap(lambda block: _layers.measure(own, block))(x)
+    own = replace(layer, stack=())
+    return jax.vmap(lambda block: own.statistic.measure(own, block))(x)
 
 
 def make_gradient(biased=True, features=FEATURES, dtype=jnp.float64):
@@ -46,15 +57,18 @@ def make_gradient(biased=True, features=FEATURES, dtype=jnp.float64):
 
 
 # Compiled once for all inputs of a shape: eager branches compile anew every time.
-@partial(jax.jit, static_argnames=("solver", "layer", "steps"))
-def run(solver, layer, x, g, steps=1, start=None):
-    statistic, state = measure(layer, x), None
-    state = solver.init(layer)
+@partial(jax.jit, static_argnames=("bound", "layer", "steps"))
+def run_bound(bound, layer, x, g, steps=1, start=None):
+    view, state = bound.read(measure(layer, x)), bound.init()
     for step in range(steps):
-        state = solver.update(
-            layer, statistic, state, jnp.asarray(step), biased=g.b is not None
-        )
-    return solver.solve(layer, statistic, state, g, start), state
+        state = bound.update(state, view, jnp.asarray(step))
+    start = jax.tree.map(jnp.zeros_like, g) if start is None else start
+    return bound.solve(state, view, g, start), state
+
+
+def run(solver, layer, x, g, **options):
+    layer = layer if g.b is not None else layer.without_bias()
+    return run_bound(solver.bind(layer), layer, x, g, **options)
 
 
 def oracle(x, g, ridge):
@@ -93,7 +107,7 @@ def test_cholesky_is_exact(biased, ridge):
 def test_dual_is_exact(biased, rows):
     with jax.enable_x64(True):
         x, g = make_inputs(rows), make_gradient(biased)
-        h, _ = run(DualCholesky(0.1), make_layer("inputs", rows=rows), x, g)
+        h, _ = run(lbo.Cholesky(0.1), make_layer("inputs", rows=rows), x, g)
         assert_close(h, oracle(x, g, 0.1))
 
 
@@ -151,49 +165,48 @@ def test_incomplete_cholesky_against_its_formula(biased, statistic):
 
 @pytest.mark.parametrize("biased", [True, False])
 @pytest.mark.parametrize("solver", [lbo.IncompleteCholesky(), lbo.Cholesky()])
-def test_whitening_maps_fit_together(solver, biased):
+@pytest.mark.parametrize("statistic", [Moments(), Gram(), Sketch(3)], ids=str)
+def test_whitening_maps_fit_together(statistic, solver, biased):
+    """``solve`` is ``unwhiten`` after ``whiten``, whatever each of them caches."""
     with jax.enable_x64(True):
-        layer, x, g = make_layer(), make_inputs(), make_gradient(biased)
-        statistic = measure(layer, x)
-
-        def state(factored):
-            return solver.update(
-                layer,
-                statistic,
-                solver.init(layer),
-                jnp.asarray(0),
-                biased=biased,
-                factored=factored,
-            )
-
-        h = solver.solve(layer, statistic, state(False), g)
-        whitened = solver.whiten(state(True), g)
-        assert_close(solver.unwhiten(state(True), whitened), h)
+        layer = make_layer(statistic, biased=biased)
+        x, g = make_inputs(), make_gradient(biased)
+        h, _ = run(solver, layer, x, g)
+        factor = solver.bind_factor(layer)
+        view = factor.read(measure(layer, x))
+        state = factor.update(factor.init(), view, jnp.asarray(0))
+        whitened = factor.whiten(state, g)
+        assert_close(factor.unwhiten(state, whitened), h)
         # C^T and C^-T undo each other, and C^-1 is the transpose of C^-T.
-        v = solver.coordinates(state(True), h)
-        assert_close(solver.unwhiten(state(True), v), h)
+        v = factor.coordinates(state, h)
+        assert_close(factor.unwhiten(state, v), h)
         assert_close(v, whitened)
 
 
 def test_cholesky_coordinates_have_white_inputs():
     with jax.enable_x64(True):
         layer, x = make_layer(), make_inputs()
-        solver = lbo.Cholesky(ridge=0.0)
-        state = solver.update(
-            layer,
-            measure(layer, x),
-            solver.init(layer),
-            jnp.asarray(0),
-            biased=True,
-            factored=True,
-        )
+        factor = lbo.Cholesky(ridge=0.0).bind_factor(layer)
+        view = factor.read(measure(layer, x))
+        state = factor.update(factor.init(), view, jnp.asarray(0))
         # The gradient of sum(W^T x) is x: whitened inputs are whitened gradients.
         columns = jnp.swapaxes(x, 1, 2)
-        white = solver.whiten(state, Affine(columns, jnp.ones((BLOCKS, ROWS))))
+        white = factor.whiten(state, Affine(columns, jnp.ones((BLOCKS, ROWS))))
         second = jnp.einsum("kdn,ken->kde", white.w, white.w) / ROWS
         eye = np.broadcast_to(np.eye(FEATURES), second.shape)
         np.testing.assert_allclose(second, eye, atol=EXACT)
         np.testing.assert_allclose(white.w.mean(axis=2), 0, atol=EXACT)
+
+
+def test_a_state_has_one_meaning():
+    """An inverse and a root have the same shape and are not taken for each other."""
+    layer, g = make_layer(dtype="float32"), make_gradient(dtype=jnp.float32)
+    solver = lbo.Cholesky()
+    inverse, root = solver.bind(layer), solver.bind_factor(layer)
+    with pytest.raises(AttributeError, match="no attribute 'inverse'"):
+        inverse.solve(root.init(), None, g)
+    with pytest.raises(AttributeError, match="no attribute 'root'"):
+        root.whiten(inverse.init(), g)
 
 
 SOLVERS = [
@@ -236,10 +249,10 @@ def test_degenerate_inputs_give_finite_solutions(solver, case, biased):
 def test_blocks_without_samples_keep_their_state(solver):
     layer = make_layer(dtype="float32")
     g = make_gradient(dtype=jnp.float32)
-    seen, empty = measure(layer, make_inputs(dtype=jnp.float32)), None
+    seen, bound = measure(layer, make_inputs(dtype=jnp.float32)), solver.bind(layer)
     _, state = run(solver, layer, make_inputs(dtype=jnp.float32), g)
     empty = jax.tree.map(lambda leaf: leaf.at[1].set(0), seen)
-    after = solver.update(layer, empty, state, jnp.asarray(10), biased=True)
+    after = bound.update(state, bound.read(empty), jnp.asarray(10))
     for new, old in zip(jax.tree.leaves(after), jax.tree.leaves(state), strict=True):
         np.testing.assert_array_equal(new[1], old[1])
     moved = [
@@ -250,48 +263,53 @@ def test_blocks_without_samples_keep_their_state(solver):
 
 
 def test_cholesky_refreshes_on_schedule_and_when_a_block_is_new():
-    layer, solver = make_layer(dtype="float32"), lbo.Cholesky(every=3)
+    layer = make_layer(dtype="float32")
+    bound = lbo.Cholesky(every=3).bind(layer)
     first = measure(layer, make_inputs(dtype=jnp.float32))
     late = jax.tree.map(lambda leaf: leaf.at[1].set(0), first)
     other = measure(layer, make_inputs(dtype=jnp.float32, seed=5))
 
     def advance(state, statistic, step):
-        return solver.update(layer, statistic, state, jnp.asarray(step), biased=True)
+        return bound.update(state, bound.read(statistic), jnp.asarray(step))
 
-    zero = advance(solver.init(layer), late, 0)
+    def inverse(state):
+        return state.factor.value.inverse
+
+    zero = advance(bound.init(), late, 0)
     np.testing.assert_array_equal(zero.factor.ready, [True, False, True])
     one = advance(zero, late, 1)
-    np.testing.assert_array_equal(one.factor.value, zero.factor.value)
+    np.testing.assert_array_equal(inverse(one), inverse(zero))
     two = advance(one, other, 2)  # not due, but block 1 appears
     np.testing.assert_array_equal(two.factor.ready, True)
     three = advance(two, other, 3)
-    assert bool(jnp.any(three.factor.value != two.factor.value))
+    assert bool(jnp.any(inverse(three) != inverse(two)))
     four = advance(three, first, 4)
-    np.testing.assert_array_equal(four.factor.value, three.factor.value)
+    np.testing.assert_array_equal(inverse(four), inverse(three))
 
 
 def test_cholesky_keeps_the_last_good_factor():
-    layer, solver = make_layer(dtype="float32"), lbo.Cholesky(every=1)
+    layer = make_layer(dtype="float32")
+    bound = lbo.Cholesky(every=1).bind(layer)
     good = measure(layer, make_inputs(dtype=jnp.float32))
-    state = solver.update(layer, good, solver.init(layer), jnp.asarray(0), biased=True)
+    state = bound.update(bound.init(), bound.read(good), jnp.asarray(0))
     # An indefinite "Gram" matrix in one block: no factor exists.
     bad = good._replace(outer=good.outer.at[0].multiply(-100.0))
-    after = solver.update(layer, bad, state, jnp.asarray(1), biased=True)
-    np.testing.assert_array_equal(after.factor.value[0], state.factor.value[0])
-    np.testing.assert_array_equal(after.factor.center[0], state.factor.center[0])
+    after = bound.update(state, bound.read(bad), jnp.asarray(1))
+    for new, old in zip(after.factor[:2], state.factor[:2], strict=True):
+        for a, b in zip(jax.tree.leaves(new), jax.tree.leaves(old), strict=True):
+            np.testing.assert_array_equal(a[0], b[0])
     assert bool(jnp.any(after.average.total[1][0] != state.average.total[1][0]))
 
 
 def test_cholesky_passes_gradients_through_before_its_first_factor():
     layer, solver = make_layer(dtype="float32"), lbo.Cholesky()
     g = make_gradient(dtype=jnp.float32)
-    state = solver.init(layer)
-    statistic = measure(layer, make_inputs(dtype=jnp.float32))
+    bound, factor = solver.bind(layer), solver.bind_factor(layer)
     for h in (
-        solver.solve(layer, statistic, state, g),
-        solver.whiten(state, g),
-        solver.unwhiten(state, g),
-        solver.coordinates(state, g),
+        bound.solve(bound.init(), None, g),
+        factor.whiten(factor.init(), g),
+        factor.unwhiten(factor.init(), g),
+        factor.coordinates(factor.init(), g),
     ):
         assert_close(h, g, 0.0)
 
@@ -300,19 +318,34 @@ def test_inputs_used_twice_are_not_trusted():
     layer = make_layer("inputs", dtype="float32")
     statistic = measure(layer, make_inputs(dtype=jnp.float32))
     twice = statistic._replace(uses=2 * statistic.uses)
-    np.testing.assert_array_equal(_layers.block_moments(layer, statistic).count, ROWS)
-    np.testing.assert_array_equal(_layers.block_moments(layer, twice).count, 0)
+    for view in (layer.statistic.moments, layer.statistic.second_moment):
+        np.testing.assert_array_equal(view(layer, statistic).count, ROWS)
+        np.testing.assert_array_equal(view(layer, twice).count, 0)
 
 
-def test_solvers_fall_back_where_a_statistic_is_too_small():
-    moments, inputs = make_layer("moments"), make_layer("inputs")
-    cg = lbo.ConjugateGradient(shrinkage=0.3)
-    assert _solvers.for_layer(cg, moments) == lbo.IncompleteCholesky(shrinkage=0.3)
+def test_cholesky_is_what_a_statistic_allows():
+    solver = lbo.Cholesky(ridge=0.2, decay=0.9)
+    embed = Layer((), Embed(7, 2), Counts(), (3,), bias=None)
+    for layer, solves, whitens in [
+        (make_layer(Gram()), GramInverse, GramRoot),
+        (make_layer(Sketch(3)), Nystrom, Nystrom),
+        (make_layer(Moments()), ArrowMetric, ArrowMetric),
+        (embed, ArrowMetric, ArrowMetric),
+    ]:
+        assert isinstance(solver.bind(layer), solves)
+        assert isinstance(solver.bind_factor(layer), whitens)
     same_age = lbo.IncompleteCholesky(b_mu=0.9, b_nu=0.9)
-    assert _solvers.for_layer(lbo.Cholesky(decay=0.9), moments) == same_age
-    assert _solvers.for_layer(lbo.Cholesky(0.2), inputs) == DualCholesky(0.2)
+    assert solver.bind(make_layer(Moments())).options == same_age
+    inputs = make_layer("inputs")
+    assert isinstance(solver.bind(inputs), Dual)
+    with pytest.raises(ValueError, match=r"no factor for layer 'layer' .*'inputs'"):
+        solver.bind_factor(inputs)
     with pytest.raises(ValueError, match=r"`ridge` must be > 0 for layer 'layer'"):
-        _solvers.for_layer(lbo.Cholesky(ridge=0), inputs)
+        lbo.Cholesky(ridge=0).bind(inputs)
+
+
+def test_the_measured_choice_is_what_cholesky_is():
+    assert lbo.Cholesky() == lbo.Cholesky(ridge=0.03, decay=0.95, every=10)
 
 
 @pytest.mark.parametrize(
@@ -347,4 +380,4 @@ def test_hyper_parameters_of_another_type():
     with pytest.raises(TypeError, match=r"`every` must be a whole number, got 2.5"):
         lbo.Cholesky(every=2.5)
     with pytest.raises(TypeError, match=r"`solver` must be .* got 'cholesky'"):
-        _solvers.check("cholesky")
+        base.check("cholesky")

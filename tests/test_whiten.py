@@ -215,8 +215,11 @@ def test_bad_arguments():
         lbo.whiten(1e-2, taps)
     with pytest.raises(TypeError, match=r"`taps` must be a Taps"):
         lbo.whiten(optax.adam(1e-2), model)
-    with pytest.raises(ValueError, match=r"`solver` Conj.*has no factor .* 'Dense_0'"):
-        lbo.whiten(optax.adam(1e-2), taps, lbo.ConjugateGradient())
+    wide = linen.taps(model, batch[0], statistic="sketch")
+    for each in (taps, wide):
+        match = r"`solver` Conj.*has no factor .* 'Dense_0'"
+        with pytest.raises(ValueError, match=match):
+            lbo.whiten(optax.adam(1e-2), each, lbo.ConjugateGradient())
     inputs = linen.taps(model, batch[0], statistic="inputs")
     with pytest.raises(ValueError, match=r"no factor for layer 'Dense_0' .*'inputs'"):
         lbo.whiten(optax.adam(1e-2), inputs)

@@ -1,0 +1,176 @@
+"""Finding the linear layers of a Flax Linen model, with abstract values only."""
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.core import meta as flax_meta
+from flax.core import unfreeze
+
+from linboost_optax._adapters.linen import registry
+from linboost_optax._adapters.linen.interception import (
+    LEAF,
+    descend,
+    without_leaves,
+)
+from linboost_optax._adapters.linen.registry import Entry
+from linboost_optax._layer import Layer, Path, join
+from linboost_optax._statistics import Rule
+from linboost_optax._statistics.base import accumulation_dtype
+from linboost_optax._taps import Plain, Tap
+from linboost_optax._taps.sharing import InputRecord
+from linboost_optax._taps.uses import fresh_trace
+
+
+class LayerFinder:
+    """The interceptor that records layers while ``model.init`` is traced."""
+
+    def __init__(self, asked: Rule):
+        self.asked = asked
+        self.layers: dict[Path, Layer] = {}
+        self.reasons: dict[Path, str] = {}
+        self.inputs = InputRecord()
+
+    def __call__(self, next_fun, args, kwargs, context):
+        module, y = context.module, next_fun(*args, **kwargs)
+        entry = registry.entry_of(context)
+        if entry is not None:
+            self._record(module, entry, entry.input(args, kwargs))
+        elif (reason := registry.reason_elsewhere(context)) is not None:
+            self.reasons[module.path] = reason
+        return y
+
+    def _record(self, module: nn.Module, entry: Entry, x: jax.Array) -> None:
+        kind = entry.describe(module, x)
+        if isinstance(kind, str):
+            self.reasons[module.path] = kind
+            return
+        if _under_map_variables():
+            self.reasons[module.path] = "nn.map_variables transforms its kernel"
+            return
+        layer = Layer(
+            path=module.path,
+            kind=kind,
+            statistic=kind.statistic(self.asked),
+            input_shape=tuple(x.shape),
+            dtype=_dtype(module, entry, x),
+            kernel=entry.kernel,
+            bias=entry.bias if module.has_variable("params", entry.bias) else None,
+        )
+        known = self.layers.setdefault(module.path, self.inputs.share(layer, x))
+        if known.kind != kind:
+            self.reasons[module.path] = "used with different geometries"
+        # Not `scope.param`: that would draw a key and shift those of other layers.
+        scope = module.scope
+        if scope is not None and not scope.has_variable("params", LEAF):
+            shapes = known.statistic_shapes()
+            zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+            scope.put_variable("params", LEAF, Tap(zeros, known))
+
+
+def _dtype(module: nn.Module, entry: Entry, x: jax.Array) -> str:
+    """Returns the dtype of a layer's statistic; checks that its kernel is a float."""
+    kernel = flax_meta.unbox(module.get_variable("params", entry.kernel))
+    if not jnp.issubdtype(kernel.dtype, jnp.floating):
+        raise TypeError(
+            f"layer '{join(module.path)}': `{entry.kernel}` must be real and floating, "
+            f"got {kernel.dtype} of shape {kernel.shape}. Change its `param_dtype`."
+        )
+    # Tokens have no precision of their own: what is looked up has.
+    floating = jnp.issubdtype(x.dtype, jnp.floating)
+    return str(accumulation_dtype(x.dtype if floating else kernel.dtype))
+
+
+def _under_map_variables() -> bool:
+    """Whether the caller runs inside ``nn.map_variables``.
+
+    A layer's scope then shows a transformed copy of the parameters and nothing in
+    Flax tells; the call stack does, for modules, functions and methods alike.
+    """
+    frame = sys._getframe()
+    while frame is not None:
+        if frame.f_code.co_qualname.startswith("map_variables."):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def abstract(
+    function: Callable[..., Any], args: tuple, kwargs: Mapping[str, Any]
+) -> tuple[Callable[..., Any], list[Any]]:
+    """Splits arguments: returns a function of arrays alone, and those arrays."""
+    flat, treedef = jax.tree.flatten((args, dict(kwargs)))
+    is_array = [
+        isinstance(leaf, jax.ShapeDtypeStruct) or hasattr(leaf, "__array__")
+        for leaf in flat
+    ]
+    arrays = [leaf for leaf, yes in zip(flat, is_array) if yes]
+
+    def of_arrays(first: Any, arrays: list[Any]) -> Any:
+        values = iter(arrays)
+        leaves = [next(values) if yes else leaf for leaf, yes in zip(flat, is_array)]
+        args, kwargs = jax.tree.unflatten(treedef, leaves)
+        return function(first, *args, **kwargs)
+
+    return of_arrays, arrays
+
+
+def trace_init(
+    model: nn.Module, found: LayerFinder, rngs: Any, args: tuple, kwargs: Mapping
+) -> dict:
+    """Returns the shapes of the model's variables, taps among its parameters."""
+    init, arrays = abstract(model.init, args, kwargs)
+    with fresh_trace(), nn.intercept_methods(found):
+        return dict(unfreeze(jax.eval_shape(init, rngs, arrays)))
+
+
+def trace_call(apply: Callable[..., Any], *args: Any) -> InputRecord:
+    """Returns the inputs of every layer in the model's call itself."""
+    record = InputRecord()
+
+    def interceptor(next_fun, args, kwargs, context):
+        entry = registry.entry_of(context)
+        if entry is not None:
+            record.add(context.module.path, entry.input(args, kwargs))
+        return next_fun(*args, **kwargs)
+
+    with fresh_trace(), nn.intercept_methods(interceptor):
+        jax.eval_shape(apply, *args)
+    return record
+
+
+def with_stack(layer: Layer, params: Mapping) -> Layer:
+    """Returns the layer with its stacked axes, read off the parameter tree."""
+    branch = descend(params, layer.path)
+    shape = tuple(flax_meta.unbox(branch[layer.kernel]).shape)
+    own = layer.kind.kernel_shape
+    stack = shape[: len(shape) - len(own)]
+    stacked = replace(layer, stack=stack)
+    got = [leaf.shape for leaf in jax.tree.leaves(branch[LEAF].value)]
+    want = [leaf.shape for leaf in jax.tree.leaves(stacked.statistic_shapes())]
+    if shape != stack + own or got != want:
+        raise ValueError(
+            f"layer '{layer}': layers must be stacked along the first axis, got "
+            f"a kernel of shape {shape} for layers of shape {own}. Use "
+            "`variable_axes={'params': 0}` in nn.scan and nn.vmap."
+        )
+    return stacked
+
+
+def plain(
+    params: Mapping, layers: tuple[Layer, ...], reasons: Mapping[Path, str]
+) -> tuple[Plain, ...]:
+    """Lists the parameters that no tap covers."""
+    tapped = {(*layer.path, name) for layer in layers for name in layer.shapes}
+    untapped = without_leaves(flax_meta.unbox(params))
+    result = []
+    for keys, leaf in jax.tree.leaves_with_path(untapped):
+        path = tuple(str(getattr(key, "key", key)) for key in keys)
+        if path not in tapped:
+            reason = reasons.get(path[:-1], "not a tapped kind of layer")
+            result.append(Plain(join(path), tuple(leaf.shape), reason))
+    return tuple(result)

@@ -1,0 +1,79 @@
+"""Flax's own linear modules: each one's kind, read off the module and its input."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.linen import linear as nn_linear
+
+from linboost_optax._kinds import Conv, Dense, Embed
+from linboost_optax._kinds.base import normalize_axes
+
+_COMPLEX = "complex inputs"
+
+
+def dense(module: nn.Dense, x: jax.Array) -> Dense | str:
+    """Returns the kind of an ``nn.Dense``."""
+    if jnp.issubdtype(x.dtype, jnp.complexfloating):
+        return _COMPLEX
+    return Dense((), (x.shape[-1],), (module.features,))
+
+
+def dense_general(module: nn.DenseGeneral, x: jax.Array) -> Dense | str:
+    """Returns the kind of an ``nn.DenseGeneral``."""
+    if jnp.issubdtype(x.dtype, jnp.complexfloating):
+        return _COMPLEX
+    # Flax sorts the axes: the kernel's follow the input's order, not the user's.
+    axis = tuple(sorted(normalize_axes(_tuple(module.axis), x.ndim)))
+    return Dense(
+        batch=x.shape[: len(_tuple(module.batch_dims))],
+        inputs=tuple(x.shape[a] for a in axis),
+        out=_tuple(module.features),
+        axis=axis,
+    )
+
+
+def embed(module: nn.Embed, x: jax.Array) -> Embed:
+    """Returns the kind of an ``nn.Embed``."""
+    del x
+    return Embed(module.num_embeddings, module.features)
+
+
+def conv(module: nn.Conv, x: jax.Array) -> Conv | str:
+    """Returns the kind of an ``nn.Conv``."""
+    if jnp.issubdtype(x.dtype, jnp.complexfloating):
+        return _COMPLEX
+    if module.mask is not None:
+        return "masked kernel"
+    window = _tuple(module.kernel_size)
+
+    def per_axis(value) -> tuple[int, ...]:
+        if value is None or isinstance(value, int):
+            return (1 if value is None else value,) * len(window)
+        return tuple(value)
+
+    dilation = per_axis(module.kernel_dilation)
+    padding = nn_linear.canonicalize_padding(module.padding, len(window))
+    mode = "constant"
+    extent = [(k - 1) * d + 1 for k, d in zip(window, dilation)]
+    if padding in ("CIRCULAR", "REFLECT"):
+        mode = "wrap" if padding == "CIRCULAR" else "reflect"
+        padding = [((k - 1) // 2, k // 2) for k in extent]
+    elif padding == "CAUSAL":
+        padding = [(dilation[0] * (window[0] - 1), 0)]
+    if not isinstance(padding, str):
+        padding = tuple((int(low), int(high)) for low, high in padding)
+    return Conv(
+        window=window,
+        in_channels=x.shape[-1],
+        out_channels=module.features,
+        strides=per_axis(module.strides),
+        padding=padding,
+        pad_mode=mode,
+        input_dilation=per_axis(module.input_dilation),
+        kernel_dilation=dilation,
+        feature_groups=module.feature_group_count,
+    )
+
+
+def _tuple(value) -> tuple[int, ...]:
+    return (value,) if isinstance(value, int) else tuple(value)

@@ -1,0 +1,127 @@
+"""Which Linen modules are linear layers, and of what kind."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from linboost_optax._adapters.linen import modules
+from linboost_optax._kinds import Kind
+
+
+@dataclass(frozen=True)
+class Entry:
+    """How the layers of one module class are described.
+
+    Attributes:
+      describe: maps the module and its input to its kind, or to the reason why this
+        one keeps its plain gradient.
+      argument: name of the input among the arguments of the call.
+      kernel: name of its kernel among its parameters.
+      bias: name of its bias, where it has one.
+      elsewhere: other methods that use the kernel, and why the layer is then plain.
+    """
+
+    describe: Callable[[Any, jax.Array], Kind | str]
+    argument: str
+    kernel: str
+    bias: str
+    elsewhere: Mapping[str, str]
+
+    def input(self, args: tuple, kwargs: Mapping[str, Any]) -> jax.Array:
+        """Returns the input of a call with these arguments."""
+        return args[0] if args else kwargs[self.argument]
+
+
+# By the function that is the linear map itself. A subclass that calls it on another
+# input, and a class made by a lifted transform, reach it through a second, inner call.
+_ENTRIES: dict[Callable[..., Any], Entry] = {}
+
+
+def register(
+    module: type[nn.Module],
+    describe: Callable[[Any, jax.Array], Kind | str],
+    *,
+    kernel: str = "kernel",
+    bias: str = "bias",
+    elsewhere: Mapping[str, str] | None = None,
+) -> None:
+    """Teaches the adapter that a module class is a linear layer.
+
+    The class's own ``__call__`` must be the linear map of its first argument: its
+    output is linear in the parameters ``kernel`` and ``bias``.
+
+    Args:
+      module: the class; subclasses that inherit its ``__call__`` are covered, too.
+      describe: maps a module and its input to its ``Kind``, or to a sentence that says
+        why this one is left alone.
+      kernel: name of the kernel among the module's parameters; default ``"kernel"``.
+      bias: name of the bias, for modules that have one; default ``"bias"``.
+      elsewhere: methods that use the kernel in another way, and why a layer whose
+        method is called keeps its plain gradient. Default none.
+
+    Raises:
+      TypeError: if ``module`` is not a class of modules, or ``describe`` not callable.
+
+    Example:
+      >>> import flax.linen as nn, jax.numpy as jnp
+      >>> from linboost_optax import extend, linen
+      >>> class Linear(nn.Module):
+      ...     size: int
+      ...     @nn.compact
+      ...     def __call__(self, x):
+      ...         shape = (x.shape[-1], self.size)
+      ...         return x @ self.param("w", nn.initializers.lecun_normal(), shape)
+      >>> def describe(module, x):
+      ...     return extend.Dense((), (x.shape[-1],), (module.size,))
+      >>> linen.register(Linear, describe, kernel="w")
+      >>> print(linen.taps(Linear(2), jnp.ones((8, 3)), statistic="gram"))
+      path  kind   kernel  inputs  statistic  bytes
+      .     Dense  3x2     8x3     gram          52
+      statistics: 52 bytes
+    """
+    if not (isinstance(module, type) and issubclass(module, nn.Module)):
+        raise TypeError(
+            f"`module` must be a class of flax.linen modules, got {module!r}. Pass "
+            "the class, not an instance."
+        )
+    if not callable(describe):
+        raise TypeError(
+            f"`describe` must map (module, input) to a Kind, got {describe!r}. Pass a "
+            "function."
+        )
+    function = inspect.unwrap(module.__call__)
+    _, argument, *_ = inspect.signature(function).parameters  # after `self`
+    _ENTRIES[function] = Entry(describe, argument, kernel, bias, dict(elsewhere or {}))
+
+
+def entry_of(context: nn.module.InterceptorContext) -> Entry | None:
+    """Returns the entry whose linear map this very call is, or None."""
+    method = context.orig_method  # the function bound to its module by `partial`
+    return _ENTRIES.get(getattr(method, "func", method))
+
+
+def reason_elsewhere(context: nn.module.InterceptorContext) -> str | None:
+    """Returns why this call makes its layer plain, or None."""
+    for each in type(context.module).__mro__:
+        entry = _ENTRIES.get(inspect.unwrap(vars(each).get("__call__", each)))
+        if entry is not None and context.method_name in entry.elsewhere:
+            return entry.elsewhere[context.method_name]
+    return None
+
+
+for _class, _describe in (
+    (nn.Dense, modules.dense),
+    (nn.DenseGeneral, modules.dense_general),
+    (nn.Conv, modules.conv),
+):
+    register(_class, _describe)
+register(
+    nn.Embed,
+    modules.embed,
+    kernel="embedding",
+    elsewhere={"attend": "Embed.attend uses its transpose"},
+)

@@ -1,0 +1,8 @@
+"""Kinds of layers: how kernel and inputs become matrices, one file a kind."""
+
+from linboost_optax._kinds.base import Kind
+from linboost_optax._kinds.conv import Conv
+from linboost_optax._kinds.dense import Dense
+from linboost_optax._kinds.embed import Embed
+
+__all__ = ["Conv", "Dense", "Embed", "Kind"]

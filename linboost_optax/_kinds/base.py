@@ -1,0 +1,125 @@
+"""What a kind of layer is: a linear map, and how its arrays become matrices.
+
+Inputs become ``[group, sample, feature]``, kernels ``[block, feature, output]``; see
+``_layer`` for the convention.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Hashable, Sequence
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from linboost_optax._statistics import Rule, Statistic
+
+
+class Kind(ABC):
+    """One kind of linear map.
+
+    Subclasses are frozen dataclasses that hold the sizes of one layer. Of a kind whose
+    kernel is ``[*in, *out]``, without groups, only ``kernel_shape``, ``bias_shape``,
+    ``channels`` and ``design`` need to be told.
+
+    Attributes:
+      name: what the printed table calls it.
+    """
+
+    name: ClassVar[str]
+
+    @property
+    @abstractmethod
+    def kernel_shape(self) -> tuple[int, ...]:
+        """Shape of the kernel of one layer."""
+
+    @property
+    @abstractmethod
+    def bias_shape(self) -> tuple[int, ...]:
+        """Shape that its bias has, if it has one."""
+
+    @property
+    @abstractmethod
+    def channels(self) -> int:
+        """Number of channels of the input, in one group."""
+
+    @property
+    def groups(self) -> int:
+        """Number of independent blocks that input and kernel fall into."""
+        return 1
+
+    @property
+    def repeats(self) -> int:
+        """How many places of the input a feature's channel is read at."""
+        return 1
+
+    @property
+    def features(self) -> int:
+        """Width of one least-squares problem, the constant left out."""
+        return self.channels * self.repeats
+
+    @property
+    def outputs(self) -> int:
+        """Number of outputs of one group."""
+        return math.prod(self.bias_shape) // self.groups
+
+    @property
+    def design_key(self) -> Hashable:
+        """What determines the design matrix, given the input.
+
+        Layers with one input and equal keys share a statistic.
+        """
+        return self
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Returns whether an input may have this shape."""
+        return shape[-1:] == (self.channels,)
+
+    def statistic(self, asked: Rule) -> Statistic:
+        """Returns the statistic to take where the user asked for ``asked``."""
+        return asked.choose(self)
+
+    @abstractmethod
+    def design(self, x: jax.Array, limit: int | None = None) -> jax.Array:
+        """Returns the design matrix ``[group, sample, feature]``.
+
+        Args:
+          x: the layer's input.
+          limit: take this many samples at most, by ``some_rows``; None takes all.
+        """
+
+    def samples(self, x: jax.Array) -> jax.Array:
+        """Returns the input by channel, ``[sample, group, channel]``."""
+        return jnp.moveaxis(self.design(x), 0, 1)
+
+    def to_matrix(self, kernel: jax.Array) -> jax.Array:
+        """Maps ``[stack, *kernel_shape]`` to ``[stack, group, feature, output]``."""
+        shape = (kernel.shape[0], self.groups, self.features, self.outputs)
+        return kernel.reshape(shape)
+
+    def from_matrix(self, w: jax.Array) -> jax.Array:
+        """Undoes ``to_matrix``."""
+        return w.reshape(w.shape[0], *self.kernel_shape)
+
+    def __str__(self) -> str:
+        return f"{self.name} with a kernel of shape {self.kernel_shape} ({self!r})"
+
+
+def some_rows(count: int, limit: int | None) -> np.ndarray | None:
+    """Returns ``limit`` of ``count`` row numbers, always the same; None for all.
+
+    At random, because rows are flattened from several axes: a stride that divides the
+    sequence length would only ever see a few positions.
+    """
+    if limit is None or count <= limit:
+        return None
+    chosen = np.random.default_rng(0).choice(count, limit, replace=False)
+    return np.sort(chosen)
+
+
+def normalize_axes(axes: Sequence[int], ndim: int) -> tuple[int, ...]:
+    """Returns ``axes`` counted from the end."""
+    return tuple(axis - ndim if axis >= 0 else axis for axis in axes)

@@ -1,0 +1,140 @@
+"""Convolutions, over patches of their input."""
+
+import itertools
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from linboost_optax._kinds.base import Kind, some_rows
+
+
+@dataclass(frozen=True)
+class Conv(Kind):
+    """A convolution: ``kernel`` is ``[*window, channel, output]``, channels last.
+
+    Attributes:
+      window: the kernel's spatial sizes.
+      in_channels: channels of the input, all groups together.
+      out_channels: channels of the output, all groups together.
+      strides: one a spatial axis.
+      padding: ``(low, high)`` a spatial axis, or ``"SAME"`` or ``"VALID"``.
+      pad_mode: ``"constant"``, ``"wrap"`` or ``"reflect"``.
+      input_dilation: one a spatial axis.
+      kernel_dilation: one a spatial axis.
+      feature_groups: number of groups the channels fall into.
+    """
+
+    window: tuple[int, ...]
+    in_channels: int
+    out_channels: int
+    strides: tuple[int, ...]
+    padding: str | tuple[tuple[int, int], ...]
+    pad_mode: str
+    input_dilation: tuple[int, ...]
+    kernel_dilation: tuple[int, ...]
+    feature_groups: int
+
+    name: ClassVar[str] = "Conv"
+
+    @property
+    def kernel_shape(self) -> tuple[int, ...]:
+        return (*self.window, self.channels, self.out_channels)
+
+    @property
+    def bias_shape(self) -> tuple[int, ...]:
+        return (self.out_channels,)
+
+    @property
+    def groups(self) -> int:
+        return self.feature_groups
+
+    @property
+    def channels(self) -> int:
+        return self.in_channels // self.feature_groups
+
+    @property
+    def repeats(self) -> int:
+        return math.prod(self.window)
+
+    @property
+    def design_key(self) -> Hashable:
+        return replace(self, out_channels=0)
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        return shape[-1:] == (self.in_channels,)
+
+    def design(self, x: jax.Array, limit: int | None = None) -> jax.Array:
+        """Returns the patches ``[group, sample, feature]``, ``limit`` at most."""
+        spatial = len(self.window)
+        x = self._pad(x.reshape(-1, *x.shape[x.ndim - spatial - 1 :]))
+        extent = [(k - 1) * d + 1 for k, d in zip(self.window, self.kernel_dilation)]
+        reach = [size - e for size, e in zip(x.shape[1:-1], extent)]
+        places = [r // stride + 1 for r, stride in zip(reach, self.strides)]
+        rows = some_rows(x.shape[0] * math.prod(places), limit)
+        if rows is None:
+            patches = self._all_patches(x, reach)
+        else:
+            patches = self._patches_at(x, np.unravel_index(rows, (len(x), *places)))
+        patches = patches.reshape(-1, self.repeats, self.groups, self.channels)
+        patches = jnp.moveaxis(patches, 2, 0)
+        return patches.reshape(self.groups, -1, self.repeats * self.channels)
+
+    def _all_patches(self, x: jax.Array, reach: Sequence[int]) -> jax.Array:
+        """Returns ``[image, *place, window, channel]`` of padded images."""
+
+        def shifted(offset: tuple[int, ...]) -> jax.Array:
+            start = [o * d for o, d in zip(offset, self.kernel_dilation)]
+            stop = [s + r + 1 for s, r in zip(start, reach)]
+            return jax.lax.slice(
+                x, [0, *start, 0], [len(x), *stop, x.shape[-1]], [1, *self.strides, 1]
+            )
+
+        # Slices, not `conv_general_dilated_patches`: a depthwise convolution with
+        # an identity kernel is slow on CPU, and orders a patch channel first.
+        offsets = itertools.product(*(range(k) for k in self.window))
+        return jnp.stack([shifted(offset) for offset in offsets], axis=-2)
+
+    def _patches_at(self, x: jax.Array, where: tuple[np.ndarray, ...]) -> jax.Array:
+        """Returns ``[row, *window, channel]``: the patches at some places."""
+        spatial = len(self.window)
+        index = [where[0].reshape(-1, *[1] * spatial)]
+        for i, place in enumerate(where[1:]):
+            offsets = np.arange(self.window[i]) * self.kernel_dilation[i]
+            axis = place[:, None] * self.strides[i] + offsets
+            shape = [1] * spatial
+            shape[i] = self.window[i]
+            index.append(axis.reshape(-1, *shape))
+        return x[tuple(index)]
+
+    def _pad(self, x: jax.Array) -> jax.Array:
+        """Returns images padded and dilated, ready for windows without padding."""
+        padding = self.padding
+        if self.pad_mode != "constant" and not isinstance(padding, str):
+            x = jnp.pad(x, ((0, 0), *padding, (0, 0)), mode=self.pad_mode)
+            padding = "VALID"
+        if isinstance(padding, str):
+            sizes = [(s - 1) * d + 1 for s, d in zip(x.shape[1:], self.input_dilation)]
+            extent = [
+                (k - 1) * d + 1 for k, d in zip(self.window, self.kernel_dilation)
+            ]
+            padding = jax.lax.padtype_to_pads(sizes, extent, self.strides, padding)
+        edges = [(*p, d - 1) for p, d in zip(padding, self.input_dilation)]
+        return jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
+
+    def samples(self, x: jax.Array) -> jax.Array:
+        """Returns ``[sample, group, channel]``: channels, whatever the window."""
+        return x.reshape(-1, self.groups, self.channels)
+
+    def to_matrix(self, kernel: jax.Array) -> jax.Array:
+        """Maps ``[stack, *kernel_shape]`` to ``[stack, group, feature, output]``."""
+        shape = (kernel.shape[0], self.repeats * self.channels, self.groups, -1)
+        return jnp.moveaxis(kernel.reshape(shape), 2, 1)
+
+    def from_matrix(self, w: jax.Array) -> jax.Array:
+        """Undoes ``to_matrix``."""
+        return jnp.moveaxis(w, 1, 2).reshape(w.shape[0], *self.kernel_shape)

@@ -1,0 +1,164 @@
+"""The metric of a whole network: what is bound to its layers, and their states."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import jax
+import jax.numpy as jnp
+
+from linboost_optax import _statistics
+from linboost_optax._layer import Affine, Layer
+from linboost_optax._precondition import slots, stats
+from linboost_optax._precondition.slots import Slot
+from linboost_optax._solvers.base import Metric, Solves
+from linboost_optax._solvers.elimination import where_seen
+from linboost_optax._taps import Taps
+
+Bound = TypeVar("Bound", bound=Metric)
+_Tree = TypeVar("_Tree")
+
+
+@dataclass(frozen=True)
+class Member(Generic[Bound]):
+    """One tapped layer of a network.
+
+    Attributes:
+      layer: the layer.
+      metric: what is bound to it.
+      state_key: key of its state: one for all layers that share a statistic.
+    """
+
+    layer: Layer
+    metric: Bound
+    state_key: str
+
+
+@dataclass(frozen=True)
+class Preconditioner(Generic[Bound]):
+    """The tapped layers of a network, and their places in a tree of parameters.
+
+    Attributes:
+      members: the layers.
+      slots: their places, in the same order; none in a tree that is a placeholder.
+    """
+
+    members: tuple[Member[Bound], ...]
+    slots: tuple[Slot, ...]
+
+    @classmethod
+    def of(
+        cls, taps: Taps, bind: Callable[[Layer], Bound], tree: Any
+    ) -> Preconditioner:
+        """Binds every layer that is found in a tree shaped like the parameters.
+
+        Raises:
+          ValueError: if a layer is missing, or refused by ``bind``.
+        """
+        if slots.is_placeholder(tree):
+            return cls(tuple(_member(layer, layer, bind) for layer in taps.layers), ())
+        found = slots.find(taps.layers, tree)
+        whole = {layer.path: layer for layer in taps.layers}
+        members = [_member(s.layer, whole[s.layer.path], bind) for s in found]
+        return cls(tuple(members), tuple(found))
+
+    def init(self) -> dict[str, Any]:
+        """Returns the states, one for all layers that share a statistic."""
+        return {key: each.metric.init() for key, each in self._by_state().items()}
+
+    def read(self, values: Any) -> dict[str, Any]:
+        """Returns what is needed of the statistics, by state; checks them first."""
+        checked = stats.check(values, (each.layer for each in self.members))
+        return {
+            key: each.metric.read(checked[each.layer.stats_key])
+            for key, each in self._by_state().items()
+        }
+
+    def update(
+        self, states: Mapping[str, Any], views: Mapping[str, Any], step: jax.Array
+    ) -> dict[str, Any]:
+        """Returns the states after one batch."""
+        return {
+            key: each.metric.update(states[key], views[key], step)
+            for key, each in self._by_state().items()
+        }
+
+    def map(
+        self,
+        function: Callable[[Bound, Any, Affine], Affine],
+        states: Mapping[str, Any],
+        tree: _Tree,
+    ) -> _Tree:
+        """Maps every layer's arrays in a tree, given its metric and state."""
+        leaves, treedef = jax.tree.flatten(tree)
+        mapped = list(leaves)
+        for each, slot in zip(self.members, self.slots):
+            affine = slot.get(leaves)
+            state = _as(affine, states[each.state_key])
+            slot.put(mapped, function(each.metric, state, affine))
+        return jax.tree.unflatten(treedef, mapped)
+
+    def _by_state(self) -> dict[str, Member[Bound]]:
+        return {each.state_key: each for each in self.members}
+
+
+def _member(seen: Layer, whole: Layer, bind: Callable[[Layer], Bound]) -> Member[Bound]:
+    # Without its bias a layer's problem is another one than that of its source.
+    key = whole.stats_key if seen.biased == whole.biased else whole.key
+    return Member(seen, bind(seen), key)
+
+
+def init_starts(preconditioner: Preconditioner[Solves], tree: Any) -> dict[str, Affine]:
+    """Returns zero solutions for the solvers that start from the previous one."""
+    leaves, starts = jax.tree.leaves(tree), {}
+    for i, each in enumerate(preconditioner.members):
+        if each.metric.warm_start:
+            layer = each.layer
+            dtypes = (
+                [leaves[preconditioner.slots[i].kernel].dtype]
+                if preconditioner.slots
+                else []
+            )
+            dtype = _statistics.accumulation_dtype(layer.dtype, *dtypes)
+            shape = (layer.blocks, layer.features, layer.kind.outputs)
+            b = jnp.zeros(shape[::2], dtype) if layer.biased else None
+            starts[layer.key] = Affine(jnp.zeros(shape, dtype), b)
+    return starts
+
+
+def solve(
+    preconditioner: Preconditioner[Solves],
+    states: Mapping[str, Any],
+    views: Mapping[str, Any],
+    starts: Mapping[str, Affine],
+    leaves: list[jax.Array],
+) -> tuple[list[jax.Array], dict[str, Affine]]:
+    """Returns the preconditioned leaves ``H``, and where the next solve starts."""
+    solved, new = list(leaves), {}
+    for each, slot in zip(preconditioner.members, preconditioner.slots):
+        g, key = slot.get(leaves), each.layer.key
+        state, view = _as(g, (states[each.state_key], views[each.state_key]))
+        start = starts.get(key)
+        before = jax.tree.map(jnp.zeros_like, g) if start is None else start
+        h = each.metric.solve(state, view, g, before)
+        # A layer that saw no sample has no metric of its own in this step.
+        seen = view.count > 0
+        slot.put(solved, where_seen(seen, h, g))
+        if start is not None:
+            new[key] = where_seen(seen, h, start)
+    return solved, new
+
+
+def _as(affine: Affine, tree: _Tree) -> _Tree:
+    """Returns a tree with its floats in the precision of a layer's matrices.
+
+    Statistics of narrow inputs precondition wide parameters, and the other way round.
+    """
+    dtype = affine.w.dtype
+
+    def cast(leaf: jax.Array) -> jax.Array:
+        return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+    return jax.tree.map(cast, tree)

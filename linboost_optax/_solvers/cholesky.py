@@ -1,0 +1,133 @@
+"""Exact solves on a moving average, by what a layer's statistic allows."""
+
+from dataclasses import dataclass
+from functools import singledispatch
+from typing import Any
+
+from linboost_optax import _checks
+from linboost_optax._layer import Layer
+from linboost_optax._solvers.base import Solves, Whitens, no_factor
+from linboost_optax._solvers.dual import Dual
+from linboost_optax._solvers.gram import GramInverse, GramRoot
+from linboost_optax._solvers.incomplete_cholesky import IncompleteCholesky
+from linboost_optax._solvers.nystrom import Nystrom
+from linboost_optax._statistics import Gram, Inputs, Sketch
+
+
+@dataclass(frozen=True)
+class Cholesky:
+    r"""Exact solve on a moving average of the Gram matrix, refactored every k steps.
+
+    .. math::
+      L L^T = \Sigma + \gamma I, \qquad H_w = L^{-T} L^{-1} (G_w - \mu G_b)
+
+    Unlike the textbook routine, no triangular system is solved in a step: the
+    inverse is explicit, refreshed every ``every`` steps, and applied as a matrix
+    product. A factorisation that is not finite leaves the last good one in place.
+    On ``Sketch`` it uses the low-rank approximation of the matrix that the sketch
+    holds, on ``Inputs`` it solves the dual problem of the current batch, and where a
+    layer has moments only, embeddings included, it is ``IncompleteCholesky`` with
+    mean and mean square of one age. So one choice covers a whole model. Its defaults
+    are the measured ones.
+
+    Args:
+      ridge: :math:`\gamma`, >= 0, absolute; default 0.03. Rounding errors of the
+        Gram matrix are added, so that 0 is safe with rank-deficient inputs.
+      decay: of the moving average of the Gram matrix, in [0, 1); default 0.95.
+      every: refactor every so many steps, >= 1; default 10.
+
+    Raises:
+      ValueError: if a hyper-parameter is out of range; when bound to layers with raw
+        inputs, if the ridge is 0, or to whiten.
+
+    Example:
+      >>> import linboost_optax as lbo
+      >>> lbo.Cholesky(ridge=0.01)
+      Cholesky(ridge=0.01, decay=0.95, every=10)
+
+    References:
+      Munoz (2025), arXiv:2502.01131: the metric, here solved exactly.
+    """
+
+    ridge: float = 0.03
+    decay: float = 0.95
+    every: int = 10
+
+    def __post_init__(self):
+        _checks.at_least("ridge", self.ridge, 0)
+        _checks.fraction("decay", self.decay)
+        _checks.whole("every", self.every, 1)
+
+    def bind(self, layer: Layer) -> Solves:
+        """Returns the solver of one layer.
+
+        Raises:
+          ValueError: if the layer has raw inputs and the ridge is 0.
+        """
+        return solve_with(layer.statistic, self, layer)
+
+    def bind_factor(self, layer: Layer) -> Whitens:
+        """Returns the factor of one layer's metric.
+
+        Raises:
+          ValueError: if the layer has raw inputs.
+        """
+        return whiten_with(layer.statistic, self, layer)
+
+
+@singledispatch
+def solve_with(statistic: Any, solver: Cholesky, layer: Layer) -> Solves:
+    """Returns what ``solver`` is on a layer with this statistic.
+
+    A new statistic registers what it allows beside its own definition.
+    """
+    return _same_age(statistic, solver, layer)
+
+
+@singledispatch
+def whiten_with(statistic: Any, solver: Cholesky, layer: Layer) -> Whitens:
+    """Returns the factor that ``solver`` makes on a layer with this statistic."""
+    return _same_age(statistic, solver, layer)
+
+
+def _same_age(statistic: Any, solver: Cholesky, layer: Layer):
+    # Mean and mean square of one age cannot contradict each other while features move.
+    del statistic
+    return IncompleteCholesky(b_mu=solver.decay, b_nu=solver.decay).bind(layer)
+
+
+@solve_with.register
+def _(statistic: Gram, solver: Cholesky, layer: Layer) -> Solves:
+    return GramInverse(solver.ridge, solver.decay, solver.every, layer, statistic)
+
+
+@whiten_with.register
+def _(statistic: Gram, solver: Cholesky, layer: Layer) -> Whitens:
+    return GramRoot(solver.ridge, solver.decay, solver.every, layer, statistic)
+
+
+@solve_with.register
+def _(statistic: Sketch, solver: Cholesky, layer: Layer) -> Solves:
+    return Nystrom(solver.ridge, solver.decay, solver.every, layer, statistic)
+
+
+@whiten_with.register
+def _(statistic: Sketch, solver: Cholesky, layer: Layer) -> Whitens:
+    return Nystrom(solver.ridge, solver.decay, solver.every, layer, statistic)
+
+
+@solve_with.register
+def _(statistic: Inputs, solver: Cholesky, layer: Layer) -> Solves:
+    if solver.ridge == 0:
+        raise ValueError(
+            f"`ridge` must be > 0 for layer '{layer}', whose statistic is "
+            "'inputs': the dual problem divides by it. Use a small ridge, e.g. "
+            "1e-3, or statistic='gram'."
+        )
+    return Dual(solver.ridge, layer, statistic)
+
+
+@whiten_with.register
+def _(statistic: Inputs, solver: Cholesky, layer: Layer) -> Whitens:
+    del statistic
+    raise no_factor(solver, layer)

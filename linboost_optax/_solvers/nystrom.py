@@ -1,0 +1,174 @@
+"""Solves on a sketch: low rank plus diagonal, no matrix as wide as it is high."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from linboost_optax._layer import Affine, Layer
+from linboost_optax._solvers import refreshed
+from linboost_optax._solvers.elimination import (
+    center,
+    columns,
+    output_mean,
+    uncenter,
+    where_seen,
+)
+from linboost_optax._solvers.refreshed import Refreshed
+from linboost_optax._statistics.sketch import BlockSketch, Sketch, probes
+
+# The approximation is only as good as its r x r products; they cost next to nothing.
+_HIGH = jax.lax.Precision.HIGHEST
+
+
+class LowRank(NamedTuple):
+    r"""The metric :math:`D^{1/2} (I + B B^T) D^{1/2}`, ready to be applied.
+
+    The columns of :math:`B` are orthogonal, and :math:`s` the square roots of the
+    eigenvalues of :math:`I + B B^T` along them, so that every power of it is one plus
+    low rank: :math:`I + B\, c(s)\, B^T` with a coefficient of its own.
+
+    Attributes:
+      scale: :math:`D^{1/2}`, ``[block, feature]``.
+      basis: :math:`B`, ``[block, feature, rank]``.
+      stretch: :math:`s`, ``[block, rank]``.
+    """
+
+    scale: jax.Array
+    basis: jax.Array
+    stretch: jax.Array
+
+
+@dataclass(frozen=True)
+class Nystrom:
+    r"""``Cholesky`` on a layer with a sketch: the Nystrom approximation.
+
+    .. math::
+      Y = \Sigma \Omega, \qquad
+      \Sigma \approx L + \mathrm{diag}(\Sigma - L), \qquad
+      L = Y (\Omega^T Y)^+ Y^T
+
+    What it misses of the covariance stays on the diagonal. Diagonals are exact, and so
+    is everything where inputs span no more than ``rank`` dimensions; rank 0 would be
+    the incomplete Cholesky factorisation.
+
+    References:
+      Frangella, Tropp and Udell (2023), "Randomized Nystrom preconditioning", SIAM
+      J. Matrix Anal. Appl. 44(2); there with a multiple of the identity for the rest.
+    """
+
+    ridge: float
+    decay: float
+    every: int
+    layer: Layer
+    statistic: Sketch
+
+    warm_start: ClassVar[bool] = False
+
+    def init(self) -> Refreshed:
+        rank = self.statistic.probes(self.layer)
+        d, zeros = self.layer.features, self.layer.zeros
+        metric = LowRank(zeros(d), zeros(d, rank), zeros(rank))
+        return refreshed.init(self.layer, (zeros(d), zeros(d), zeros(d, rank)), metric)
+
+    def read(self, value: Any) -> BlockSketch:
+        return self.statistic.sketched(self.layer, value)
+
+    def update(self, state: Refreshed, view: BlockSketch, step: jax.Array) -> Refreshed:
+        return refreshed.update(
+            state,
+            (view.mean, view.mean_sq, view.outer),
+            view.count > 0,
+            step,
+            self._factorise,
+            decay=self.decay,
+            every=self.every,
+        )
+
+    def _factorise(self, averages: tuple[jax.Array, ...]) -> tuple[jax.Array, LowRank]:
+        mean, mean_sq, sketched = averages
+        features, rank = sketched.shape[1:]
+        omega = probes(features, rank, sketched.dtype)
+        variance = mean_sq
+        if self.layer.biased:
+            seen = jnp.einsum("kd,dr->kr", mean, omega, precision=_HIGH)
+            sketched = sketched - columns(mean) * seen[:, None, :]
+            variance = jnp.maximum(mean_sq - mean**2, 0)
+
+        # Of the r x r matrix between, directions below rounding are left out.
+        inner = jnp.einsum("dr,kds->krs", omega, sketched, precision=_HIGH)
+        values, vectors = jnp.linalg.eigh(inner + inner.mT)
+        values = values / 2
+        smallest = rank * jnp.finfo(values.dtype).eps * values[:, -1:]
+        kept = values > smallest
+        root = jnp.where(kept, 1 / jnp.sqrt(jnp.where(kept, values, 1)), 0)
+        low = jnp.einsum(
+            "kdr,krs->kds", sketched, vectors * root[:, None, :], precision=_HIGH
+        )
+        rest = jnp.maximum(variance - jnp.sum(low**2, axis=2), 0)
+        # Powers are applied as differences: beyond this they would lose their sign.
+        info = jnp.finfo(mean_sq.dtype)
+        rounding = 16 * info.eps * jnp.sum(mean_sq, axis=1) + info.tiny
+        scale = jnp.sqrt(rest + self.ridge + rounding[:, None])
+
+        low = low / columns(scale)
+        inner = jnp.einsum("kdr,kds->krs", low, low, precision=_HIGH)
+        values, vectors = jnp.linalg.eigh(inner)
+        stretch = jnp.sqrt(1 + jnp.maximum(values, 0))
+        basis = jnp.einsum("kdr,krs->kds", low, vectors, precision=_HIGH)
+        return mean, LowRank(scale, basis, stretch)
+
+    def solve(
+        self, state: Refreshed, view: Any, g: Affine, start: Affine | None = None
+    ) -> Affine:
+        del view, start
+        mean, metric, ready = _usable(state)
+        w = _inverse(metric, center(g, mean) / columns(metric.scale))
+        return where_seen(ready, uncenter(w / columns(metric.scale), g.b, mean), g)
+
+    def whiten(self, state: Refreshed, g: Affine) -> Affine:
+        """Returns ``C^-1 g``, with ``C = D^{1/2} (I + B B^T)^{1/2}``."""
+        mean, metric, ready = _usable(state)
+        w = _inverse_root(metric, center(g, mean) / columns(metric.scale))
+        return where_seen(ready, Affine(w, g.b), g)
+
+    def unwhiten(self, state: Refreshed, u: Affine) -> Affine:
+        mean, metric, ready = _usable(state)
+        w = _inverse_root(metric, u.w) / columns(metric.scale)
+        return where_seen(ready, uncenter(w, u.b, mean), u)
+
+    def coordinates(self, state: Refreshed, w: Affine) -> Affine:
+        mean, metric, ready = _usable(state)
+        v = _root(metric, w.w * columns(metric.scale))
+        return where_seen(ready, Affine(v, output_mean(w, mean)), w)
+
+
+def _usable(state: Refreshed) -> tuple[jax.Array, LowRank, jax.Array]:
+    mean, metric, ready = state.factor
+    # The identity until there is one: zeros are no metric, and not to divide by.
+    scale, stretch = (
+        jnp.where(ready[:, None], leaf, 1) for leaf in (metric.scale, metric.stretch)
+    )
+    return mean, LowRank(scale, metric.basis, stretch), ready
+
+
+# With columns of squared norm s^2 - 1, I + c B B^T has the eigenvalue 1 + c (s^2 - 1)
+# along each. Written so, no direction is divided by its norm, which may be zero.
+
+
+def _inverse(metric: LowRank, w: jax.Array) -> jax.Array:
+    return _apply(metric, -1 / metric.stretch**2, w)
+
+
+def _inverse_root(metric: LowRank, w: jax.Array) -> jax.Array:
+    return _apply(metric, -1 / (metric.stretch * (metric.stretch + 1)), w)
+
+
+def _root(metric: LowRank, w: jax.Array) -> jax.Array:
+    return _apply(metric, 1 / (metric.stretch + 1), w)
+
+
+def _apply(metric: LowRank, coefficient: jax.Array, w: jax.Array) -> jax.Array:
+    along = jnp.einsum("kdr,kdo->kro", metric.basis, w) * columns(coefficient)
+    return w + jnp.einsum("kdr,kro->kdo", metric.basis, along)

@@ -1,0 +1,145 @@
+"""What a statistic is, and what solvers read of it.
+
+A statistic is a frozen dataclass that knows all about itself: what arrays it holds,
+how they are measured, and which views of them solvers may read. Arrays lead with
+``[*stack, group]``: ``stack`` holds layers stacked by ``nn.scan`` or ``nn.vmap``,
+``group`` the blocks of a block-diagonal layer (grouped convolutions, batched dense
+layers). Views are by block, see ``_layer``.
+
+Every statistic but ``Inputs`` is a *sum* over samples, so autodiff adds it up wherever
+a layer is used more than once.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+
+if TYPE_CHECKING:
+    from linboost_optax._kinds import Kind
+    from linboost_optax._layer import Affine, Layer
+
+
+class BlockMoments(NamedTuple):
+    """The moments of each block's features, over all samples of the batch.
+
+    A convolution's are per channel of its input, the same at every place of the window.
+
+    Attributes:
+      count: number of samples, ``[block]``; zero where the block saw none.
+      mean: ``[block, feature]``, finite also where ``count`` is zero.
+      mean_sq: ``[block, feature]``, likewise.
+    """
+
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
+    mean: jax.Array
+    mean_sq: jax.Array
+
+
+class SecondMoment(Protocol):
+    """A view of the second moment of a block's inputs that can be multiplied by.
+
+    A pytree of arrays, with ``count`` ``[block]``, the samples of each block.
+    """
+
+    @property
+    def count(self) -> jax.Array: ...
+
+    def product(self, v: Affine) -> Affine:
+        r"""Returns :math:`E[\tilde x \tilde x^T] v`."""
+        ...
+
+
+@runtime_checkable
+class HasSecondMoment(Protocol):
+    """A statistic that offers products with the second moment of the inputs."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is of all rows of the batch."""
+        ...
+
+    def second_moment(self, layer: Layer, value: Any) -> SecondMoment: ...
+
+
+@runtime_checkable
+class Rule(Protocol):
+    """Anything that chooses a statistic for a kind of layer; statistics do, too."""
+
+    def choose(self, kind: Kind) -> Statistic: ...
+
+
+class Statistic(ABC):
+    """What a tap emits about a layer's inputs.
+
+    Subclasses are frozen dataclasses. ``value`` stands for the arrays that ``measure``
+    returns and autodiff adds up: any tree with the shapes that ``shapes`` tells.
+
+    Attributes:
+      name: what the printed table calls it.
+      additive: whether values of several uses of a layer may be added up.
+    """
+
+    name: ClassVar[str]
+    additive: ClassVar[bool] = True
+
+    def choose(self, kind: Kind) -> Statistic:
+        """Returns the statistic to take of a layer of this kind; by default this."""
+        del kind
+        return self
+
+    @abstractmethod
+    def shapes(self, layer: Layer) -> Any:
+        """Returns the value's shapes as ``ShapeDtypeStruct`` leaves, without stack."""
+
+    @abstractmethod
+    def measure(self, layer: Layer, x: jax.Array, g: jax.Array | None) -> Any:
+        """Returns the value of one use of the layer.
+
+        Args:
+          layer: the layer's static facts.
+          x: its input.
+          g: the cotangent of its output; None where the tap sees the input alone.
+        """
+
+    @abstractmethod
+    def moments(self, layer: Layer, value: Any) -> BlockMoments:
+        """Returns what any solver may read: the moments of each block's features."""
+
+
+def struct(layer: Layer, *shape: int) -> Any:
+    """Returns a stand-in for an array of this shape, in the statistic's dtype."""
+    return jax.ShapeDtypeStruct(shape, jnp.dtype(layer.dtype))
+
+
+def accumulation_dtype(*dtypes: jax.typing.DTypeLike) -> jnp.dtype:
+    """Returns the dtype that values of ``dtypes`` are summed in: float32 at least."""
+    # Not `jnp.promote_types`: it refuses mixed dtypes under strict promotion.
+    wide = any(jnp.dtype(dtype) == jnp.float64 for dtype in dtypes)
+    return jnp.dtype(jnp.float64 if wide else jnp.float32)
+
+
+def batched_ones(like: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """Returns ones that JAX knows to depend on ``like``.
+
+    Under ``vmap`` a constant cotangent of an unbatched argument counts once,
+    not once per example; a select on ``like`` costs nothing and counts right.
+    """
+    one = jnp.ones((), dtype)
+    return jnp.where(like == like, one, one)
+
+
+def per_block(layer: Layer, count: jax.Array) -> jax.Array:
+    """Returns counts ``[*stack, 1]`` as ``[block]``."""
+    groups = layer.kind.groups
+    return jnp.repeat(count.reshape(-1), groups, total_repeat_length=layer.blocks)
+
+
+def mean_of(layer: Layer, total: jax.Array, count: jax.Array) -> jax.Array:
+    """Returns sums ``[*stack, group, ...]`` as means ``[block, ...]``; 0 of nothing."""
+    flat = total.reshape(layer.blocks, *total.shape[len(layer.stack) + 1 :])
+    scale = 1.0 / jnp.maximum(count, 1)
+    return flat * jnp.expand_dims(scale, tuple(range(1, flat.ndim)))

@@ -1,0 +1,97 @@
+"""How often each input is the one that is 1: one-hot inputs, never formed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from linboost_optax._layer import Affine
+from linboost_optax._statistics.base import (
+    BlockMoments,
+    Statistic,
+    batched_ones,
+    mean_of,
+    per_block,
+    struct,
+)
+
+if TYPE_CHECKING:
+    from linboost_optax._layer import Layer
+
+
+class CountSums(NamedTuple):
+    """How often each token was looked up.
+
+    Attributes:
+      count: number of look-ups, shape ``[*stack, 1]``.
+      sum: of each token, shape ``[*stack, 1, token]``.
+    """
+
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
+    sum: jax.Array
+
+
+class Frequencies(NamedTuple):
+    """The second moment of one-hot inputs: a diagonal matrix.
+
+    Attributes:
+      count: number of samples, ``[block]``.
+      share: of each token, ``[block, feature]``.
+    """
+
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
+    share: jax.Array
+
+    def product(self, v: Affine) -> Affine:
+        w = self.share[:, :, None] * v.w
+        if v.b is None:
+            return Affine(w, None)
+        b = jnp.einsum("kd,kdo->ko", self.share, v.w) + v.b
+        return Affine(w + self.share[:, :, None] * v.b[:, None, :], b)
+
+
+@dataclass(frozen=True)
+class Counts(Statistic):
+    """How often each token is looked up: all there is to know of one-hot inputs.
+
+    Sum, sum of squares and Gram matrix of one-hot inputs are these counts, so every
+    embedding takes this statistic, whatever is asked for the model.
+
+    Example:
+      >>> import flax.linen as nn, jax.numpy as jnp
+      >>> from linboost_optax import linen
+      >>> print(linen.taps(nn.Embed(5, 2), jnp.array([1, 4]), statistic="gram"))
+      path  kind   kernel  inputs  statistic  bytes
+      .     Embed  5x2     2       counts        24
+      statistics: 24 bytes
+    """
+
+    name: ClassVar[str] = "counts"
+
+    @property
+    def is_whole(self) -> bool:
+        return True
+
+    def shapes(self, layer: Layer) -> CountSums:
+        return CountSums(struct(layer, 1), struct(layer, 1, layer.kind.channels))
+
+    def measure(
+        self, layer: Layer, x: jax.Array, g: jax.Array | None = None
+    ) -> CountSums:
+        del g
+        flat = x.reshape(-1)
+        ones = batched_ones(flat, jnp.dtype(layer.dtype))
+        zeros = jnp.zeros((layer.kind.channels,), ones.dtype)
+        return CountSums(jnp.sum(ones, keepdims=True), zeros.at[flat].add(ones)[None])
+
+    def moments(self, layer: Layer, value: CountSums) -> BlockMoments:
+        count, share = self.second_moment(layer, value)
+        return BlockMoments(count, share, share)
+
+    def second_moment(self, layer: Layer, value: CountSums) -> Frequencies:
+        """Returns products with the diagonal matrix of the tokens' frequencies."""
+        count = per_block(layer, value.count)
+        return Frequencies(count, mean_of(layer, value.sum, count))

@@ -1,0 +1,88 @@
+"""First and second moments per channel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from linboost_optax._statistics.base import (
+    BlockMoments,
+    Statistic,
+    batched_ones,
+    mean_of,
+    per_block,
+    struct,
+)
+
+if TYPE_CHECKING:
+    from linboost_optax._layer import Layer
+
+
+class MomentSums(NamedTuple):
+    r"""Moments per channel, as sums: :math:`\sum x, \sum x^2`.
+
+    Attributes:
+      count: number of samples, shape ``[*stack, 1]``.
+      sum: shape ``[*stack, group, channel]``.
+      sum_sq: shape ``[*stack, group, channel]``.
+    """
+
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
+    sum: jax.Array
+    sum_sq: jax.Array
+
+
+@dataclass(frozen=True)
+class Moments(Statistic):
+    r"""Count, sum and sum of squares of every channel: O(d) numbers a layer.
+
+    .. math:: n, \quad \sum x, \quad \sum x^2
+
+    Example:
+      >>> import flax.linen as nn, jax.numpy as jnp
+      >>> import linboost_optax as lbo
+      >>> from linboost_optax import linen
+      >>> print(linen.taps(nn.Dense(2), jnp.ones((8, 3)), statistic=lbo.Moments()))
+      path  kind          kernel  inputs  statistic  bytes
+      .     Dense + bias  3x2     8x3     moments       28
+      statistics: 28 bytes
+
+    References:
+      Munoz (2025), arXiv:2502.01131, section 4.
+    """
+
+    name: ClassVar[str] = "moments"
+
+    def shapes(self, layer: Layer) -> MomentSums:
+        each = struct(layer, layer.kind.groups, layer.kind.channels)
+        return MomentSums(struct(layer, 1), each, each)
+
+    def measure(
+        self, layer: Layer, x: jax.Array, g: jax.Array | None = None
+    ) -> MomentSums:
+        del g
+        return channel_sums(layer.kind.samples(x), jnp.dtype(layer.dtype))
+
+    def moments(self, layer: Layer, value: MomentSums) -> BlockMoments:
+        return block_moments(layer, value)
+
+
+def channel_sums(samples: jax.Array, dtype: jnp.dtype) -> MomentSums:
+    """Returns the sums of ``[sample, group, channel]`` values, as ``dtype``."""
+    x = samples.astype(dtype)
+    count = jnp.sum(batched_ones(x[:, 0, :1], dtype), axis=0)
+    return MomentSums(count, jnp.sum(x, axis=0), jnp.sum(jnp.square(x), axis=0))
+
+
+def block_moments(layer: Layer, value: MomentSums) -> BlockMoments:
+    """Returns the moments of each feature, from those of its channel."""
+    count = per_block(layer, value.count)
+
+    def per_feature(total: jax.Array) -> jax.Array:
+        # The window comes before the channel in a kernel, so channels are tiled.
+        return jnp.tile(mean_of(layer, total, count), (1, layer.kind.repeats))
+
+    return BlockMoments(count, per_feature(value.sum), per_feature(value.sum_sq))

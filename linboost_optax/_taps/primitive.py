@@ -1,0 +1,136 @@
+"""The tap: an identity whose backward pass emits statistics of a layer's inputs."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from linboost_optax._layer import Layer
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["value"], meta_fields=["layer"])
+@dataclass(frozen=True)
+class Tap:
+    """A statistic, zero before and measured after, with the layer that it is of.
+
+    The static layer makes JAX's caches tell taps apart.
+
+    Attributes:
+      value: the arrays of the layer's statistic.
+      layer: the layer's static facts.
+    """
+
+    value: Any
+    layer: Layer
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _emit(layer: Layer, sees_output: bool, y: jax.Array, x: jax.Array, t: Any):
+    return y
+
+
+def _emit_fwd(layer, sees_output, y, x, t):
+    # Calling the tap again keeps it alive for an outer differentiation, so a loss
+    # that differentiates the network with respect to its inputs still emits.
+    return _emit(layer, sees_output, y, x, t), x
+
+
+def _emit_bwd(layer, sees_output, x, g):
+    return g, None, layer.statistic.measure(layer, x, g if sees_output else None)
+
+
+_emit.defvjp(_emit_fwd, _emit_bwd)
+
+
+def emit(t: Tap, y: jax.Array, x: jax.Array) -> jax.Array:
+    """Returns ``y``; the cotangent of ``t`` becomes the statistic of its layer.
+
+    The tap sits on the output ``y`` rather than on the input because inputs may be
+    integers (tokens), or constants whose cotangent nobody else needs; and because
+    the cotangent of ``y`` is there to be measured, too.
+
+    Args:
+      t: a zero statistic.
+      y: the layer's output.
+      x: the layer's input.
+
+    Returns:
+      ``y``, unchanged.
+    """
+    return _emit(t.layer, True, y, jax.lax.stop_gradient(x), _vary_like(x, t.value))
+
+
+def _vary_like(x: jax.Array, value: Any) -> Any:
+    """Returns ``value``, summed over devices where ``x`` is sharded by hand.
+
+    Inside ``jax.shard_map`` inputs differ from device to device and ``value`` does not.
+    A select on ``x`` says so to JAX, and its transpose is the sum, as for the weights.
+    """
+    if x.size == 0 or not jax.sharding.get_abstract_mesh().manual_axes:
+        return value
+    one = x.reshape(-1)[0]
+    return jax.tree.map(lambda leaf: jnp.where(one == one, leaf, leaf), value)
+
+
+def tap(x: jax.Array, t: Tap, y: jax.Array | None = None) -> jax.Array:
+    r"""Emits the statistic of a layer as the cotangent of ``t``.
+
+    .. math::
+      \mathrm{tap}(x, t) = x, \qquad
+      \frac{\partial}{\partial t} := \Big(n, \sum x, \sum x x^T\Big)
+
+    The interface for code that is not Flax: tap the input of a linear layer, or its
+    input and output, then differentiate the loss with respect to
+    ``(params, taps.zeros())``.
+
+    Args:
+      x: input of a linear layer, floating, shape ``[..., feature]``; every axis but
+        the last counts as samples.
+      t: the layer's entry of ``taps.zeros()``.
+      y: the layer's output, for statistics that measure its cotangent, too; any
+        shape. Default None: such statistics see None in its place.
+
+    Returns:
+      ``y`` if it is given, else ``x``; unchanged.
+
+    Raises:
+      TypeError: if ``x`` is not floating, or ``t`` is not a tap.
+      ValueError: if the width of ``x`` is not that of the layer.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, linboost_optax as lbo
+      >>> taps = lbo.dense_taps({"hidden": (3, 2)}, statistic="moments")
+      >>> def loss(params, t, x):
+      ...     x = lbo.tap(x, t["hidden"])
+      ...     return jnp.sum(x @ params["hidden"]["kernel"])
+      >>> params = {"hidden": {"kernel": jnp.ones((3, 2)), "bias": jnp.zeros(2)}}
+      >>> grads, stats = jax.grad(loss, argnums=(0, 1))(
+      ...     params, taps.zeros(), jnp.ones((5, 3))
+      ... )
+      >>> stats["hidden"].value.sum
+      Array([[5., 5., 5.]], dtype=float32)
+
+    References:
+      Munoz (2025), arXiv:2502.01131, section 4: the moments of a layer's inputs.
+    """
+    if not isinstance(t, Tap):
+        raise TypeError(
+            f"`t` must be a tap, got {type(t).__name__}. Take it from `taps.zeros()`, "
+            "by the layer's name."
+        )
+    if not jnp.issubdtype(jnp.result_type(x), jnp.floating):
+        raise TypeError(
+            f"`x` must be floating, got {jnp.result_type(x)}. Cast it, or leave the "
+            "layer untapped."
+        )
+    if not t.layer.kind.fits(x.shape):
+        raise ValueError(
+            f"`x` must have width {t.layer.kind.channels} to match the tap of layer "
+            f"'{t.layer}', got shape {x.shape}. Tap the input of the very layer `t` "
+            "was made for."
+        )
+    if y is not None:
+        return emit(t, y, x)
+    return _emit(t.layer, False, x, jax.lax.stop_gradient(x), _vary_like(x, t.value))
