@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,13 +19,10 @@ def main(argv: Sequence[str]) -> None:
     """Run a job, or make the report."""
     args = parser().parse_args(with_default(argv))
     if args.job == "report":
-        if args.readme:
-            print(report.readme_table(results.read_all(args.results)))
-        else:
-            print(f"Wrote {report.write(Path(args.results))}")
-        return
-    job = JOBS[args.job]
-    run(job, options(job, args))
+        _report(args.results, args.readme)
+    else:
+        job = JOBS[args.job]
+        run(job, options(job, args))
 
 
 def run(job: Job, options: Options) -> None:
@@ -45,12 +41,12 @@ def run(job: Job, options: Options) -> None:
             job.figure(result, path.with_suffix(".png"))
             written.append(f"{path}.png")
         print(f"\n{result['title']}\n\n{job.table(result)}\n", flush=True)
-        print(f"Wrote {' and '.join(written)}", flush=True)
+        # A report beside the results never disagrees with them, even if a task fails.
+        if report.path_for(folder).is_file():
+            written.append(str(report.write(folder)))
+        print(f"Wrote {', '.join(written)}", flush=True)
     if job.across is not None and len(found) > 1:
         print(f"\n{job.across(found)}", flush=True)
-    # The report beside the results never disagrees with them.
-    if report.path_for(folder).is_file():
-        print(f"Wrote {report.write(folder)}", file=sys.stderr)
 
 
 def with_default(argv: Sequence[str]) -> list[str]:
@@ -89,6 +85,16 @@ def options(job: Job, args: argparse.Namespace) -> Options:
         out=args.out or (f"{OUT}/quick" if args.quick else OUT),
         quick=args.quick,
     )
+
+
+def _report(folder: str, readme: bool) -> None:
+    try:
+        if readme:
+            print(report.readme_table(results.read_all(folder)))
+        else:
+            print(f"Wrote {report.write(Path(folder))}")
+    except (FileNotFoundError, ValueError) as error:
+        raise SystemExit(str(error)) from error
 
 
 def _add_job(jobs: argparse._SubParsersAction, job: Job) -> None:

@@ -49,4 +49,4 @@ def over_seeds(values: Sequence[float | None], form: str = "{:.4g}") -> str:
         return f"{len(numbers)} of {len(values)} seeds"
     low, high = (form.format(edge) for edge in (min(numbers), max(numbers)))
     centre = form.format(median(numbers))
-    return centre if low == high else f"{centre} ({low} to {high})"
+    return centre if low == high else f"{centre} ({low.removesuffix('x')} to {high})"

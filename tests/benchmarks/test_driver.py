@@ -4,7 +4,6 @@ import json
 import os
 from dataclasses import replace
 
-import numpy as np
 import pytest
 
 from benchmarks import driver, report
@@ -63,6 +62,22 @@ def test_a_report_beside_the_results_is_made_again(tmp_path, options):
     folder = tmp_path / "results"
     report.path_for(folder).write_text("stale")
     driver.run(TOY, replace(options, tasks=("one",), out=str(folder)))
+    assert report.path_for(folder).read_text().startswith("# Results")
+
+
+def test_a_report_survives_a_task_that_fails(tmp_path, options):
+    """What was written before is in it."""
+    folder = tmp_path / "results"
+    report.path_for(folder).write_text("stale")
+
+    def fail(task, options):
+        if task == "two":
+            raise RuntimeError("out of luck")
+        return TOY.run(task, options)
+
+    job = replace(TOY, run=fail)
+    with pytest.raises(RuntimeError, match="out of luck"):
+        driver.run(job, replace(options, tasks=TOY.tasks, out=str(folder)))
     assert report.path_for(folder).read_text().startswith("# Results")
 
 
@@ -131,6 +146,12 @@ def test_tasks_and_optimizers_name_jobs_that_exist():
 
 
 def test_the_environment_is_set_before_it_is_read():
+    assert (*JOBS, "report") == COMMANDS
     assert os.environ["OPENBLAS_NUM_THREADS"]
     assert os.environ["JAX_ENABLE_COMPILATION_CACHE"] == "false"
-    assert np.all([command in COMMANDS for command in (*JOBS, "report")])
+
+
+def test_a_report_of_nothing_says_how_to_go_on(tmp_path):
+    with pytest.raises(SystemExit, match=r"has none\. Name the folder with --results"):
+        driver.main(["report", "--results", str(tmp_path)])
+    assert not report.path_for(tmp_path).exists()

@@ -77,7 +77,7 @@ def test_seeds_have_a_range_side_by_side(race):
     both = {**entry, "curves": [entry["curves"][0], slow]}
     race["optimizers"]["muon"] = both
     table = comparison.to_target([race])
-    expected = "0.50x (0.33x to 0.67x) / 0.58x (0.50x to 0.67x)"
+    expected = "0.50x (0.33 to 0.67x) / 0.58x (0.50 to 0.67x)"
     assert cells(table, 2)[1] == expected
     assert "1.2 (1.2 to 1.8)" not in comparison.losses([race])
     assert "0.25 / 1.5 (1.2 to 1.8)" in comparison.losses([race])

@@ -1,5 +1,7 @@
 """The clock: what it times is the optimizer's own step, whoever else races."""
 
+from dataclasses import replace
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,7 @@ import optax
 import pytest
 
 from benchmarks import tasks, training
-from benchmarks.optimizers import OPTIMIZERS, Optimizer
+from benchmarks.optimizers import OPTIMIZERS, Optimizer, auto, moments
 from benchmarks.tasks import text
 
 
@@ -102,3 +104,19 @@ def test_state_and_integer_inputs_pass_through():
     for old, new in zip(*map(jax.tree.leaves, (before, after)), strict=True):
         assert np.all(np.isfinite(new))
         assert np.any(old != new)
+
+
+@pytest.mark.parametrize(
+    ("statistic", "taken"),
+    [(auto(), "gram"), (auto(rank=4), "sketch"), (moments(), "moments")],
+)
+def test_an_optimizer_taps_its_own_statistic(statistic, taken):
+    task = tasks.load("factorisation", quick=True)
+    optimizer = replace(OPTIMIZERS["whiten"], statistic=statistic)
+    taps = training._taps(task, optimizer, task.batch_like())
+    assert {line.split()[4] for line in str(taps).splitlines()[1:3]} == {taken}
+
+
+def test_an_optimizer_without_a_statistic_taps_nothing():
+    task = tasks.load("factorisation", quick=True)
+    assert training._taps(task, OPTIMIZERS["adam"], task.batch_like()) is None
