@@ -17,6 +17,7 @@ import optax
 from optax import contrib
 
 import linboost_optax as lbo
+from benchmarks.job import BASELINE
 
 Build = Callable[[optax.Schedule, Any], optax.GradientTransformation]
 
@@ -77,8 +78,12 @@ def optimizer(
 
 
 def of(job: str) -> tuple[str, ...]:
-    """The names of a job's optimizers."""
-    return tuple(name for name, entry in OPTIMIZERS.items() if job in entry.jobs)
+    """The names of a job's optimizers; the baseline is in all of them."""
+    return tuple(
+        name
+        for name, entry in OPTIMIZERS.items()
+        if name == BASELINE or job in entry.jobs
+    )
 
 
 def grid(centre: float, points: int) -> list[float]:
@@ -86,19 +91,14 @@ def grid(centre: float, points: int) -> list[float]:
     return [float(f"{rate:.2g}") for rate in centre * np.logspace(-1, 1, points)]
 
 
-RACES = ("whiten", "step_time")
-
-
-@optimizer(
-    "adam", "Adam", 1e-2, jobs=("main", "memory", "sensitivity", "defaults", *RACES)
-)
+@optimizer(BASELINE, "Adam", 1e-2)
 def adam(schedule: optax.Schedule, taps: Any) -> optax.GradientTransformation:
     """The baseline."""
     del taps
     return optax.adam(schedule)
 
 
-@optimizer("muon", "Muon", 1e-2, jobs=RACES)
+@optimizer("muon", "Muon", 1e-2, jobs=("whiten", "step_time"))
 def muon(schedule: optax.Schedule, taps: Any) -> optax.GradientTransformation:
     """Muon on kernels, its own Adam on biases, norms and embeddings.
 
@@ -114,7 +114,9 @@ def muon(schedule: optax.Schedule, taps: Any) -> optax.GradientTransformation:
 
 
 @optimizer("lnb_exact", "LNB, Gram matrices", 0.3, gram(), jobs=("step_time",))
-@optimizer("lnb", "LNB", 0.3, auto(), jobs=("main", "sensitivity", *RACES))
+@optimizer(
+    "lnb", "LNB", 0.3, auto(), jobs=("main", "sensitivity", "whiten", "step_time")
+)
 @optimizer(
     "lnb_ic", "LNB, incomplete Cholesky", 0.3, moments(), jobs=("main", "step_time")
 )
@@ -141,14 +143,14 @@ def lnb_conjugate_gradient(schedule: optax.Schedule, taps: Any):
     "whiten(Adam)",
     3e-3,
     auto(),
-    jobs=("memory", "sensitivity", "defaults", *RACES),
+    jobs=("memory", "sensitivity", "whiten", "step_time"),
 )
 @optimizer(
     "whiten_ic",
     "whiten(Adam), incomplete Cholesky",
     3e-3,
     moments(),
-    jobs=("memory", *RACES),
+    jobs=("memory", "whiten", "step_time"),
 )
 def whitened_adam(schedule: optax.Schedule, taps: Any) -> optax.GradientTransformation:
     """Adam in whitened coordinates, solver by default as for LNB."""

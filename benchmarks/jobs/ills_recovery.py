@@ -94,7 +94,10 @@ def outlier_ratios(seed: int, quick: bool) -> dict[str, float]:
     params = ills.init_mlp(jax.random.key(seed), (5, UNITS, 1))
     network = ills.network(params)
     fit: Any = functools.partial(
-        *(ills.fit_ills, network, params, x[:400]),
+        ills.fit_ills,
+        network,
+        params,
+        x[:400],
         output_ridge=1e-4,
         max_iter=2 if quick else 300,
     )

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from tqdm import tqdm
 
-from benchmarks import optimizers, tasks
+from benchmarks import tasks
 from benchmarks.job import BASELINE, Job, Options, Result
+from benchmarks.jobs._choices import choices
 from benchmarks.optimizers import OPTIMIZERS
 from benchmarks.tables import ratio, table
 from benchmarks.training import compile_trainer
@@ -58,10 +59,7 @@ JOB = Job(
         "What the compiler sets aside for one step, and what the optimizer keeps from "
         "step to step: Adam's in MiB, the others' in multiples of it. Nothing is run."
     ),
-    tasks=tasks.of("memory"),
-    all_tasks=tuple(tasks.TASKS),
-    optimizers=optimizers.of("memory"),
-    all_optimizers=tuple(OPTIMIZERS),
+    **choices("memory"),
     run=run,
     table=lambda result: across([result]),
     across=across,

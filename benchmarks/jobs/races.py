@@ -9,8 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from benchmarks import analysis, comparison, figures, optimizers, tasks, tuning
+from benchmarks import analysis, comparison, figures, tasks, tuning
 from benchmarks.job import BASELINE, Job, Options, Result
+from benchmarks.jobs._choices import choices
 from benchmarks.optimizers import OPTIMIZERS
 from benchmarks.tables import number, over_seeds, ratio, spread, table
 from benchmarks.training import (
@@ -171,20 +172,18 @@ def _job(name: str, title: str, **others: Any) -> Job:
         name=name,
         title=title,
         reading=READING,
-        tasks=tasks.of(name),
-        all_tasks=tuple(tasks.TASKS),
-        optimizers=optimizers.of(name),
-        all_optimizers=tuple(OPTIMIZERS),
         seeds=1,
         run=run,
         table=describe,
         figure=draw,
+        **choices(name),
         **others,
     )
 
 
 MAIN = _job("main", "Digits: LNB with its solvers beside tuned Adam")
 WHITEN = _job(
-    *("whiten", "whiten(Adam), LNB and Muon against Adam, all tuned"),
+    "whiten",
+    "whiten(Adam), LNB and Muon against Adam, all tuned",
     across=comparison.tables,
 )

@@ -15,8 +15,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from benchmarks import analysis, figures, optimizers, tasks, tuning
+from benchmarks import analysis, figures, tasks, tuning
 from benchmarks.job import BASELINE, Job, Options, Result
+from benchmarks.jobs._choices import choices
 from benchmarks.optimizers import OPTIMIZERS, grid
 from benchmarks.tables import number, table
 from benchmarks.tasks import Task
@@ -154,10 +155,8 @@ def draw(result: Result, path: Path) -> None:
     for name, entry in result["optimizers"].items():
         share = f"{entry['label']}: {entry['share_of_own_best']:.0%} within 10 %"
         line = figures.style(name)
-        axis.loglog(
-            *(entry["relative_rates"], entry["losses"]),
-            **{"marker": "o", "label": share, **line},
-        )
+        rates, losses = entry["relative_rates"], entry["losses"]
+        axis.loglog(rates, losses, marker="o", label=share, **line)
         limit = 1.1 * min(entry["losses"])
         axis.axhline(limit, color=line["color"], linestyle=":", linewidth=1)
     axis.set_xlabel("learning rate / tuned learning rate")
@@ -181,10 +180,7 @@ JOB = Job(
         "best: the share of them whose loss is within 10 % of the lowest loss of tuned "
         "Adam, of its own or of all optimizers."
     ),
-    tasks=tasks.of("sensitivity"),
-    all_tasks=tuple(tasks.TASKS),
-    optimizers=optimizers.of("sensitivity"),
-    all_optimizers=tuple(OPTIMIZERS),
+    **choices("sensitivity"),
     seeds=1,
     run=run,
     table=describe,

@@ -10,8 +10,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from benchmarks import figures, optimizers, tasks
+from benchmarks import figures, tasks
 from benchmarks.job import BASELINE, Job, Options, Result
+from benchmarks.jobs._choices import choices
 from benchmarks.optimizers import OPTIMIZERS
 from benchmarks.tables import ratio, spread, table
 from benchmarks.tasks import Task
@@ -165,10 +166,7 @@ JOB = Job(
         f"Compilation is tracing, lowering and XLA's own, the median of {COMPILATIONS} "
         "with empty caches."
     ),
-    tasks=tasks.of("step_time"),
-    all_tasks=tuple(tasks.TASKS),
-    optimizers=optimizers.of("step_time"),
-    all_optimizers=tuple(OPTIMIZERS),
+    **choices("step_time"),
     run=run,
     table=describe,
     figure=draw,

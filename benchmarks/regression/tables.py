@@ -42,15 +42,18 @@ def outliers(results: Sequence[Result]) -> str:
         for result in results
         if "outliers" in result["data"]
     }
-    labels = {
-        key: entry["label"] for cell in cells.values() for key, entry in cell.items()
+
+    def error(entry: dict[str, Any] | None) -> str:
+        return over_seeds(entry[ERRORS[-1]] if entry else [], "{:.4f}")
+
+    labels = {  # but for those that do not stop early
+        key: entry["label"]
+        for cell in cells.values()
+        for key, entry in cell.items()
+        if error(entry) != "-"
     }
     rows = [
-        [title]
-        + [
-            over_seeds(cell[key][ERRORS[-1]], "{:.4f}") if key in cell else "-"
-            for key in labels
-        ]
+        [title, *(error(cell.get(key)) for key in labels)]
         for title, cell in cells.items()
     ]
     return table(["problem", *labels.values()], rows)

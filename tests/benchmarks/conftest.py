@@ -24,7 +24,7 @@ def _compile_once():
     trainers, evaluations = {}, {}
 
     def compile_trainer(task, optimizer):
-        key = task.title, task.steps, optimizer.label
+        key = task.title, task.steps, optimizer.build, str(optimizer.statistic)
         if key not in trainers:
             trainers[key] = training.compile_trainer(task, optimizer)
         return trainers[key]

@@ -95,7 +95,11 @@ def regression():
     never = entry("MLPRegressor", [None, None, None], None, 0.75)
     epochs = entry("Adam, mini-batch", [20, 20, 20], 0.1, 0.5, unit="epochs")
     clean = cell(adam=adam, adam_batches=epochs, ills=least, sklearn=never)
-    dirty = cell(adam=adam, ills_huber=entry("ILLS, Huber", [10], 0.05, 0.125))
+    dirty = cell(
+        adam=adam,
+        ills_huber=entry("ILLS, Huber", [10], 0.05, 0.125),
+        sklearn={**never, "test_early_stopping": [None]},
+    )
     return {"title": "a problem", "data": {"clean": clean, "outliers": dirty}}
 
 
