@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from statistics import median
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
-BASELINE = "adam"
+from benchmarks.job import BASELINE, Result
+
+Row = dict[str, float | None]  # the figures of one optimizer
 
 
 def best(curves: dict[str, list[float]], target: str) -> float:
@@ -55,28 +56,36 @@ def beyond(losses: dict[float, float]) -> float | None:
     return None
 
 
-def summarise(result: dict[str, Any], name: str) -> dict[str, float | None]:
-    """The figures of one optimizer; medians over the seeds, None where undefined.
+def per_seed(result: Result, name: str) -> list[Row]:
+    """The figures of one optimizer for every seed, None where undefined.
 
-    Times to the target are None as soon as one seed never reaches it.
+    The target is the baseline's best loss with the same seed.
     """
     runs = result["optimizers"][name]["curves"]
     baseline = result["optimizers"][BASELINE]["curves"]
-    rows = [
-        _summarise_seed(run, base, result["target"])
+    return [
+        _of_seed(run, base, result["target"])
         for run, base in zip(runs, baseline, strict=True)
     ]
-    return {key: _median([row[key] for row in rows]) for key in rows[0]}
 
 
-def _summarise_seed(
+def summarise(result: Result, name: str) -> Row:
+    """Medians over the seeds.
+
+    Times to the target are None as soon as one seed never reaches it.
+    """
+    rows = per_seed(result, name)
+    return {key: median([row[key] for row in rows]) for key in rows[0]}
+
+
+def _of_seed(
     run: dict[str, list[float]], base: dict[str, list[float]], target: str
-) -> dict[str, float | None]:
+) -> Row:
     goal = best(base, target)
     reached = first_reached(run[target], goal) if math.isfinite(goal) else None
     reference = first_reached(base[target], goal)
     ratios = block_ratios(run, base)
-    row: dict[str, float | None] = {
+    row: Row = {
         "train_loss": run["train_loss"][-1],
         "test_loss": run["test_loss"][-1],
         "test_accuracy": run.get("test_accuracy", [None])[-1],
@@ -108,6 +117,7 @@ def share_within(losses: list[float], reference: float, margin: float = 0.1) -> 
     return float(np.mean([loss <= (1 + margin) * reference for loss in losses]))
 
 
-def _median(values: list[float | None]) -> float | None:
+def median(values: Sequence[float | None]) -> float | None:
+    """The median, or None where any value is missing."""
     numbers = [value for value in values if value is not None]
-    return float(median(numbers)) if len(numbers) == len(values) else None
+    return float(np.median(numbers)) if len(numbers) == len(values) else None

@@ -1,14 +1,15 @@
-"""The optimizers by name. A new one is one small function and one line in `OPTIMIZERS`.
+"""The optimizers. A new one is one function under one decorator.
 
-Every function takes a learning-rate schedule and the model's taps (`None` for
-an optimizer that taps nothing) and returns an Optax transformation.
+Every function takes a learning-rate schedule and the model's taps (`None` for an
+optimizer that taps nothing) and returns an Optax transformation. Tables have the
+optimizers in this file's order, from the lowest decorator of a function up.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from dataclasses import dataclass
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,8 +17,34 @@ import optax
 from optax import contrib
 
 import linboost_optax as lbo
+from benchmarks.job import BASELINE
 
-Statistic: TypeAlias = Literal["auto", "moments", "gram", "sketch", "inputs"]
+Build = Callable[[optax.Schedule, Any], optax.GradientTransformation]
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """What an optimizer's taps collect: a name for tables, arguments for the taps."""
+
+    name: str
+    arguments: Mapping[str, Any]  # of `linen.taps`
+
+
+# The one place where a statistic gets its options.
+def auto(**options: int | None) -> Statistic:
+    return Statistic("auto", {"statistic": "auto", **options})
+
+
+def gram(**options: int | None) -> Statistic:
+    return Statistic("gram", {"statistic": "gram", **options})
+
+
+def moments() -> Statistic:
+    return Statistic("moments", {"statistic": "moments"})
+
+
+def inputs() -> Statistic:
+    return Statistic("inputs", {"statistic": "inputs"})
 
 
 @dataclass(frozen=True)
@@ -25,10 +52,38 @@ class Optimizer:
     """How to build an optimizer, what it taps, and where its learning rates lie."""
 
     label: str
-    build: Callable[[optax.Schedule, Any], optax.GradientTransformation]
+    build: Build
     centre: float  # the middle of its learning rates, on a logarithmic scale
-    statistic: Statistic | None = None  # of `linen.taps`; None: no taps
-    taps: Mapping[str, int] = field(default_factory=dict)  # its further options
+    statistic: Statistic | None = None  # None: no taps
+    jobs: tuple[str, ...] = ()  # where it competes unless told otherwise
+
+
+OPTIMIZERS: dict[str, Optimizer] = {}
+
+
+def optimizer(
+    name: str,
+    label: str,
+    centre: float,
+    statistic: Statistic | None = None,
+    jobs: tuple[str, ...] = (),
+) -> Callable[[Build], Build]:
+    """List a function as an optimizer; several times under several names."""
+
+    def add(build: Build) -> Build:
+        OPTIMIZERS[name] = Optimizer(label, build, centre, statistic, jobs)
+        return build
+
+    return add
+
+
+def of(job: str) -> tuple[str, ...]:
+    """The names of a job's optimizers; the baseline is in all of them."""
+    return tuple(
+        name
+        for name, entry in OPTIMIZERS.items()
+        if name == BASELINE or job in entry.jobs
+    )
 
 
 def grid(centre: float, points: int) -> list[float]:
@@ -36,12 +91,14 @@ def grid(centre: float, points: int) -> list[float]:
     return [float(f"{rate:.2g}") for rate in centre * np.logspace(-1, 1, points)]
 
 
+@optimizer(BASELINE, "Adam", 1e-2)
 def adam(schedule: optax.Schedule, taps: Any) -> optax.GradientTransformation:
     """The baseline."""
     del taps
     return optax.adam(schedule)
 
 
+@optimizer("muon", "Muon", 1e-2, jobs=("whiten", "step_time"))
 def muon(schedule: optax.Schedule, taps: Any) -> optax.GradientTransformation:
     """Muon on kernels, its own Adam on biases, norms and embeddings.
 
@@ -52,45 +109,55 @@ def muon(schedule: optax.Schedule, taps: Any) -> optax.GradientTransformation:
     """
     del taps
     return contrib.muon(
-        schedule, muon_weight_dimension_numbers=_kernel_axes, consistent_rms=0.2
+        schedule, muon_weight_dimension_numbers=kernel_axes, consistent_rms=0.2
     )
 
 
+@optimizer("lnb_exact", "LNB, Gram matrices", 0.3, gram(), jobs=("step_time",))
+@optimizer(
+    "lnb", "LNB", 0.3, auto(), jobs=("main", "sensitivity", "whiten", "step_time")
+)
+@optimizer(
+    "lnb_ic", "LNB, incomplete Cholesky", 0.3, moments(), jobs=("main", "step_time")
+)
 def lnb(schedule: optax.Schedule, taps: Any) -> optax.GradientTransformation:
     """LNB, its solver by default: incomplete Cholesky on moments, else Cholesky."""
     return lbo.lnb(schedule, taps)
 
 
+@optimizer("lnb_cg_inputs", "LNB, matrix-free CG", 0.3, inputs())
+@optimizer("lnb_cg", "LNB, conjugate gradient", 0.3, gram(), jobs=("main", "step_time"))
 def lnb_conjugate_gradient(schedule: optax.Schedule, taps: Any):
     return lbo.lnb(schedule, taps, solver=lbo.ConjugateGradient())
 
 
+@optimizer(
+    "whiten_exact",
+    "whiten(Adam), Gram matrices",
+    3e-3,
+    gram(),
+    jobs=("memory", "step_time"),
+)
+@optimizer(
+    "whiten",
+    "whiten(Adam)",
+    3e-3,
+    auto(),
+    jobs=("memory", "sensitivity", "whiten", "step_time"),
+)
+@optimizer(
+    "whiten_ic",
+    "whiten(Adam), incomplete Cholesky",
+    3e-3,
+    moments(),
+    jobs=("memory", "whiten", "step_time"),
+)
 def whitened_adam(schedule: optax.Schedule, taps: Any) -> optax.GradientTransformation:
     """Adam in whitened coordinates, solver by default as for LNB."""
     return lbo.whiten(optax.adam(schedule), taps)
 
 
-OPTIMIZERS: dict[str, Optimizer] = {
-    "adam": Optimizer("Adam", adam, 1e-2),
-    "muon": Optimizer("Muon", muon, 1e-2),
-    "lnb_ic": Optimizer("LNB, incomplete Cholesky", lnb, 0.3, "moments"),
-    "lnb_cg": Optimizer("LNB, conjugate gradient", lnb_conjugate_gradient, 0.3, "gram"),
-    "lnb_cg_inputs": Optimizer(
-        "LNB, matrix-free CG", lnb_conjugate_gradient, 0.3, "inputs"
-    ),
-    "lnb_exact": Optimizer("LNB, Gram matrices", lnb, 0.3, "gram"),
-    "lnb": Optimizer("LNB", lnb, 0.3, "auto"),
-    "whiten_ic": Optimizer(
-        "whiten(Adam), incomplete Cholesky", whitened_adam, 3e-3, "moments"
-    ),
-    "whiten_exact": Optimizer(
-        "whiten(Adam), Gram matrices", whitened_adam, 3e-3, "gram"
-    ),
-    "whiten": Optimizer("whiten(Adam)", whitened_adam, 3e-3, "auto"),
-}
-
-
-def _kernel_axes(params: optax.Params) -> Any:
+def kernel_axes(params: optax.Params) -> Any:
     """For Muon: a kernel maps its leading axes to its last; other leaves use Adam."""
 
     def axes(path: Any, leaf: jax.Array) -> contrib.MuonDimensionNumbers | None:

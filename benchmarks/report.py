@@ -1,131 +1,119 @@
-"""Tables on the terminal, JSON on disk, and the facts that make a figure mean much."""
+"""RESULTS.md: every table of every job, from the JSON files that the jobs wrote."""
 
 from __future__ import annotations
 
-import json
-import math
-import os
-import platform
-from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
+from benchmarks import comparison, results
+from benchmarks.job import Job, Result
+from benchmarks.jobs import JOBS
 
-from benchmarks.analysis import summarise
+Results = dict[str, dict[str, Result]]  # by job and task
 
-PACKAGES = ("linboost_optax", "jax", "jaxlib", "optax", "flax", "numpy", "scikit-learn")
+# The table of README.md: what it is about, where it wins, and where it does not.
+README_TASKS = ("digits_autoencoder", "cnn", "cnn_batch_norm", "transformer", "gru")
+README_OPTIMIZERS = ("adam", "muon", "lnb", "whiten")
+
+INTRODUCTION = """\
+# Results
+
+Made by `python -m benchmarks report` from the JSON files in `results/`; a test holds it
+to them, so change neither by hand.
+
+Competitors take turns, a block of steps each, and the one that goes first changes, so
+ratios are steadier than seconds; neither compilation nor evaluation is on the clock.
+Every optimizer has its learning rate tuned on the first seed, on a grid over a range of
+100 and up to two steps beyond while the best is at its edge, under the same schedule
+(5 % warm-up, then a cosine to zero). "LNB" and "whiten(Adam)" are all defaults,
+"incomplete Cholesky" is the statistic `moments`, "Gram matrices" the statistic `gram`.
+"""
 
 
-def facts() -> dict[str, Any]:
-    """Versions and machine."""
-    return {
-        "versions": {"python": platform.python_version()}
-        | {package: _version(package) for package in PACKAGES},
-        "system": f"{platform.system()} {platform.machine()}",
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "backend": jax.default_backend(),
-        "device": jax.devices()[0].device_kind,
-    }
+def write(folder: Path) -> Path:
+    """Make the report beside the folder of the JSON files."""
+    path = path_for(folder)
+    path.write_text(render(results.read_all(folder)))
+    return path
 
 
-def race_table(result: dict[str, Any]) -> str:
-    """Every optimizer of a race in one row, measured against the baseline."""
-    optimizers = result["optimizers"]
-    memory = optimizers["adam"]["temporary_bytes"]
-    rows = []
-    for name, entry in optimizers.items():
-        row = summarise(result, name)
-        rows.append(
-            [
-                entry["label"],
-                number(entry["learning_rate"]) + ("*" if entry["edge"] else ""),
-                number(entry["lowest"]),
-                number(row["train_loss"]),
-                number(row["test_loss"]),
-                number(row["test_accuracy"]),
-                number(row["steps"], "{:.0f}"),
-                number(row["steps_ratio"], "{:.2f}x"),
-                number(row["seconds"], "{:.2f}"),
-                number(row["seconds_ratio"], "{:.2f}x"),
-                spread(row["step_time"], row["step_time_low"], row["step_time_high"]),
-                ratio(entry["temporary_bytes"], memory),
-            ]
+def path_for(folder: Path) -> Path:
+    """Where the report of a folder is."""
+    return folder.parent / "RESULTS.md"
+
+
+def render(found: Results) -> str:
+    """The whole report."""
+    sections = [section(job, found.get(name, {})) for name, job in JOBS.items()]
+    return "\n".join([INTRODUCTION, *sections])
+
+
+def readme_table(found: Results) -> str:
+    """The short table of README.md, medians over the seeds.
+
+    Raises:
+        ValueError: when a task that the table has was not run.
+    """
+    races = found.get("whiten", {})
+    missing = [task for task in README_TASKS if task not in races]
+    if missing:
+        raise ValueError(
+            f"The table of README.md has the tasks {', '.join(README_TASKS)}, and "
+            f"there is no JSON of {', '.join(missing)}. Run `python -m benchmarks "
+            f"whiten --tasks {' '.join(missing)}`."
         )
-    header = "optimizer | learning rate | lowest loss | train loss | test loss | "
-    header += "accuracy | steps | / Adam | seconds | / Adam | "
-    header += "step time / Adam | memory / Adam"
-    return table(header.split(" | "), rows)
+    return comparison.short([races[task] for task in README_TASKS], README_OPTIMIZERS)
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, aligned: first column left, the others right."""
-    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
-
-    def line(cells: Sequence[str]) -> str:
-        padded = [
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
-        ]
-        return "| " + " | ".join(padded) + " |"
-
-    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    return "\n".join([line(header), line(rule), *map(line, rows)])
-
-
-def number(value: float | None, form: str = "{:.4g}") -> str:
-    """A figure, or a dash where there is none."""
-    if value is None or not math.isfinite(value):
-        return "-"
-    return form.format(value)
+def section(job: Job, found: dict[str, Result]) -> str:
+    """One job: its tables, how to read them, and what they were measured with."""
+    known = [task for task in job.all_tasks or job.tasks if task in found]
+    ordered = [found[task] for task in known]
+    if not ordered:
+        return f"## {job.title}\n\nNo results yet: `python -m benchmarks {job.name}`.\n"
+    parts = [f"## {job.title}", *provenance(job, ordered), job.reading]
+    if job.across is not None:
+        parts.append(job.across(ordered))
+    if job.across is None or job.single:
+        for result in ordered:
+            parts += [f"### {result['title']}", job.table(result)]
+    return "\n\n".join(parts) + "\n"
 
 
-def ratio(value: float, reference: float) -> str:
-    """A multiple of a reference, or a dash where the reference is nothing."""
-    return number(value / reference if reference else None, "{:.2f}x")
+def provenance(job: Job, ordered: Sequence[Result]) -> list[str]:
+    """Command and facts; once where all tasks share them, else for each group."""
+    groups: dict[str, list[str]] = {}
+    for result in ordered:
+        line = f"`{command(job, result)}`\n\n{facts(result)}"
+        groups.setdefault(line, []).append(result["task"])
+    if len(groups) == 1:
+        return list(groups)
+    return [
+        line.replace("`\n", f" --tasks {' '.join(tasks)}`\n", 1)
+        for line, tasks in groups.items()
+    ]
 
 
-def spread(middle: float | None, low: float | None, high: float | None) -> str:
-    """A median with its quartiles."""
-    centre, *quartiles = (number(value, "{:.2f}") for value in (middle, low, high))
-    return f"{centre} [{', '.join(quartiles)}]"
+def command(job: Job, result: Result) -> str:
+    """What made a result."""
+    seeds = result.get("seeds")
+    option = f" --seeds {seeds}" if seeds not in (None, job.seeds) else ""
+    return f"python -m benchmarks {job.name}{option}"
 
 
-def write_json(path: Path, result: dict[str, Any]) -> None:
-    """Write a result with the facts; a number that is not finite becomes null."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    content = _finite({"facts": facts(), **result})
-    path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+def facts(result: Result) -> str:
+    """Machine, versions, commit and seeds in one sentence."""
+    known: dict[str, Any] = result["facts"]
+    versions = ", ".join(f"{name} {found}" for name, found in _shown(known["versions"]))
+    cores = f"{known['cores']} core{'s' if known['cores'] != 1 else ''}"
+    machine = f"{known['processor']}, {cores}, {known['device']}"
+    seeds = result.get("seeds")
+    count = f", {seeds} seed{'s' if seeds != 1 else ''}" if seeds else ""
+    commit = known.get("commit", "unknown")
+    return f"Measured on {machine}, at commit {commit}{count}, with {versions}."
 
 
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
-
-
-def _version(package: str) -> str:
-    if package == "linboost_optax":
-        import linboost_optax
-
-        return linboost_optax.__version__
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "unknown"
-
-
-def _processor() -> str:
-    """The processor's name where Linux tells it, else what Python knows."""
-    listing = Path("/proc/cpuinfo")
-    if listing.is_file():
-        for line in listing.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or "unknown"
+def _shown(versions: dict[str, str]) -> Iterable[tuple[str, str]]:
+    """All but those that other versions imply."""
+    return ((name, found) for name, found in versions.items() if name != "jaxlib")

@@ -38,6 +38,7 @@ class Trainer(NamedTuple):
     step: Callable[..., Carry]
     temporary_bytes: int
     state_bytes: int
+    compile_seconds: float  # to trace, lower and compile the step
 
 
 class Entry(NamedTuple):
@@ -89,7 +90,9 @@ def compile_trainer(task: Task, optimizer: Optimizer) -> Trainer:
     order = jax.ShapeDtypeStruct((task.steps, task.batch_size), jnp.int32)
     peak = jax.ShapeDtypeStruct((), jnp.float32)
     jitted = jax.jit(step, donate_argnums=0)
+    start = time.perf_counter()
     compiled = jitted.lower(shapes, task.train, order, peak).compile()
+    compile_seconds = time.perf_counter() - start
     memory = compiled.memory_analysis()
     return Trainer(
         init=init,
@@ -99,6 +102,7 @@ def compile_trainer(task: Task, optimizer: Optimizer) -> Trainer:
             math.prod(leaf.shape) * leaf.dtype.itemsize
             for leaf in jax.tree.leaves(shapes.opt_state)
         ),
+        compile_seconds=compile_seconds,
     )
 
 
@@ -185,14 +189,8 @@ def race(
 def _taps(task: Task, optimizer: Optimizer, batch: Any) -> Any:
     if optimizer.statistic is None:
         return None
-
-    return linen.taps(
-        task.model,
-        batch["x"],
-        statistic=optimizer.statistic,
-        **optimizer.taps,
-        **task.init_kwargs,
-    )
+    arguments = optimizer.statistic.arguments
+    return linen.taps(task.model, batch["x"], **arguments, **task.init_kwargs)
 
 
 def _value_and_grad(task: Task, optimizer: Optimizer, taps: Any) -> Callable[..., Any]:

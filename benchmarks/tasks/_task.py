@@ -26,7 +26,6 @@ class Task:
     an empty dict for most models. `metrics(params, state, data)` evaluates.
     """
 
-    name: str
     title: str
     model: nn.Module
     train: Data
@@ -43,6 +42,33 @@ class Task:
     def batch_like(self) -> Data:
         """The first samples: a batch of the right shapes."""
         return {key: value[: self.batch_size] for key, value in self.train.items()}
+
+
+@dataclass(frozen=True)
+class Listed:
+    """How to build a task, and the jobs that run it unless told otherwise."""
+
+    build: Callable[[], Task]
+    jobs: tuple[str, ...]
+
+
+TASKS: dict[str, Listed] = {}
+COMPARED = ("whiten", "sensitivity", "memory")  # the jobs that compare all tasks
+
+
+def task(*jobs: str) -> Callable[[Callable[[], Task]], Callable[[], Task]]:
+    """List a function as a task, under its own name."""
+
+    def add(build: Callable[[], Task]) -> Callable[[], Task]:
+        TASKS[build.__name__] = Listed(build, jobs)
+        return build
+
+    return add
+
+
+def of(job: str) -> tuple[str, ...]:
+    """The names of a job's tasks."""
+    return tuple(name for name, listed in TASKS.items() if job in listed.jobs)
 
 
 def supervised(

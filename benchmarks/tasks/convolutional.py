@@ -6,20 +6,29 @@ import numpy as np
 
 from benchmarks.tasks._digits import digits, shifted
 from benchmarks.tasks._models import CNN
-from benchmarks.tasks._task import Task, cross_entropy, on_device, supervised
+from benchmarks.tasks._task import (
+    COMPARED,
+    Task,
+    cross_entropy,
+    on_device,
+    supervised,
+    task,
+)
 
 
+@task("step_time", "defaults", *COMPARED)
 def cnn() -> Task:
     """Two convolutions and a dense layer on enlarged, shifted digits."""
-    return _cnn("cnn", "CNN without normalisation", batch_norm=False)
+    return _cnn("CNN without normalisation", batch_norm=False)
 
 
+@task(*COMPARED)
 def cnn_batch_norm() -> Task:
     """The same network with BatchNorm after every hidden layer."""
-    return _cnn("cnn_batch_norm", "CNN with BatchNorm", batch_norm=True)
+    return _cnn("CNN with BatchNorm", batch_norm=True)
 
 
-def _cnn(name: str, title: str, batch_norm: bool) -> Task:
+def _cnn(title: str, batch_norm: bool) -> Task:
     train, test = digits()
     model = CNN(batch_norm)
     loss, metrics = supervised(model, cross_entropy, accuracy=True)
@@ -29,7 +38,6 @@ def _cnn(name: str, title: str, batch_norm: bool) -> Task:
         return on_device(x=images[..., None], y=labels)
 
     return Task(
-        name=name,
         title=title,
         model=model,
         train=data(train, copies=6, seed=1),

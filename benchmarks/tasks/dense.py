@@ -8,14 +8,17 @@ import numpy as np
 from benchmarks.tasks._digits import Split, digits, shifted
 from benchmarks.tasks._models import MLP
 from benchmarks.tasks._task import (
+    COMPARED,
     Task,
     cross_entropy,
     on_device,
     squared_error,
     supervised,
+    task,
 )
 
 
+@task("main", *COMPARED)
 def digits_classifier() -> Task:
     """Tanh MLP 100-256-10 on digits at random places of a 10x10 canvas.
 
@@ -25,37 +28,26 @@ def digits_classifier() -> Task:
     train, test = digits()
     train = shifted(train, size=10, copies=4, seed=1, shift=1)
     test = shifted(test, size=10, copies=4, seed=2, shift=1)
-    return _classifier(
-        "digits_classifier", MLP((256, 10)), train, test, batch_size=256, steps=300
-    )
+    return _classifier(MLP((256, 10)), train, test, batch_size=256, steps=300)
 
 
+@task("main", "defaults", *COMPARED)
 def digits_autoencoder() -> Task:
     """Tanh autoencoder 64-128-64-16-64-128-64 on 8x8 digits, squared error."""
     train, test = digits()
     model = MLP((128, 64, 16, 64, 128, 64))
-    return _autoencoder(
-        "digits_autoencoder", model, train, test, batch_size=256, steps=600
-    )
+    return _autoencoder(model, train, test, batch_size=256, steps=600)
 
 
-def mlp_784() -> Task:
-    """Tanh MLP 784-800-10, batch 1000, digits enlarged to look like MNIST."""
-    train, test = _mnist_like()
-    return _classifier(
-        "mlp_784", MLP((800, 10)), train, test, batch_size=1000, steps=200
-    )
-
-
+@task("step_time", "defaults", *COMPARED)
 def autoencoder_784() -> Task:
     """Tanh autoencoder 784-256-64-16-64-256-784, batch 500, same images."""
     train, test = _mnist_like()
     model = MLP((256, 64, 16, 64, 256, 784))
-    return _autoencoder(
-        "autoencoder_784", model, train, test, batch_size=500, steps=320
-    )
+    return _autoencoder(model, train, test, batch_size=500, steps=320)
 
 
+@task(*COMPARED)
 def factorisation() -> Task:
     """Two linear layers must learn a matrix of condition number 1e5.
 
@@ -70,7 +62,6 @@ def factorisation() -> Task:
     model = MLP((32, 32), use_bias=False, linear=True)
     loss, metrics = supervised(model, squared_error)
     return Task(
-        name="factorisation",
         title="Matrix factorisation, condition number 1e5",
         model=model,
         train=on_device(x=x[:1000], y=y[:1000]),
@@ -82,12 +73,18 @@ def factorisation() -> Task:
     )
 
 
+@task("step_time", "memory")
+def mlp_784() -> Task:
+    """Tanh MLP 784-800-10, batch 1000, digits enlarged to look like MNIST."""
+    train, test = _mnist_like()
+    return _classifier(MLP((800, 10)), train, test, batch_size=1000, steps=200)
+
+
 def _classifier(
-    name: str, model: MLP, train: Split, test: Split, batch_size: int, steps: int
+    model: MLP, train: Split, test: Split, batch_size: int, steps: int
 ) -> Task:
     loss, metrics = supervised(model, cross_entropy, accuracy=True)
     return Task(
-        name=name,
         title=f"Classifier {_widths(train, model)}",
         model=model,
         train=on_device(x=_flat(train[0]), y=train[1]),
@@ -101,7 +98,7 @@ def _classifier(
 
 
 def _autoencoder(
-    name: str, model: MLP, train: Split, test: Split, batch_size: int, steps: int
+    model: MLP, train: Split, test: Split, batch_size: int, steps: int
 ) -> Task:
     loss, metrics = supervised(model, squared_error)
 
@@ -109,7 +106,6 @@ def _autoencoder(
         return on_device(x=_flat(images), y=_flat(images))
 
     return Task(
-        name=name,
         title=f"Autoencoder {_widths(train, model)}",
         model=model,
         train=data(train[0]),

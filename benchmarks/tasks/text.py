@@ -14,7 +14,14 @@ import jax
 import numpy as np
 
 from benchmarks.tasks._models import GRU, Transformer
-from benchmarks.tasks._task import Task, cross_entropy, on_device, supervised
+from benchmarks.tasks._task import (
+    COMPARED,
+    Task,
+    cross_entropy,
+    on_device,
+    supervised,
+    task,
+)
 
 MODULES = (
     *("argparse", "ast", "_pydecimal", "typing", "inspect", "doctest", "difflib"),
@@ -24,26 +31,25 @@ MODULES = (
 VOCABULARY = 96  # newline and the 95 printable ASCII characters
 
 
+@task("defaults", *COMPARED)
 def transformer() -> Task:
     """Two blocks, 64 wide: small enough to tune on two cores."""
     model = Transformer(VOCABULARY, width=64, blocks=2)
-    return _language_model(
-        "transformer", "Transformer, 64 wide", model, batch_size=16, steps=400
-    )
+    return _language_model("Transformer, 64 wide", model, batch_size=16, steps=400)
 
 
+@task("step_time", "memory")
 def transformer_128() -> Task:
     """Two blocks, 128 wide, 4,096 tokens a step: for step times."""
     model = Transformer(VOCABULARY, width=128, blocks=2)
-    return _language_model(
-        "transformer_128", "Transformer, 128 wide", model, batch_size=64, steps=400
-    )
+    return _language_model("Transformer, 128 wide", model, batch_size=64, steps=400)
 
 
+@task("defaults", *COMPARED)
 def gru() -> Task:
     """One gated recurrent layer, 128 wide, unrolled over 64 characters."""
     model = GRU(VOCABULARY, embedding=64, width=128)
-    return _language_model("gru", "GRU, 128 wide", model, batch_size=32, steps=400)
+    return _language_model("GRU, 128 wide", model, batch_size=32, steps=400)
 
 
 def corpus() -> np.ndarray:
@@ -73,14 +79,11 @@ def windows(codes: np.ndarray, length: int) -> dict[str, jax.Array]:
     return on_device(x=x, y=y)
 
 
-def _language_model(
-    name: str, title: str, model: nn.Module, batch_size: int, steps: int
-) -> Task:
+def _language_model(title: str, model: nn.Module, batch_size: int, steps: int) -> Task:
     codes = corpus()
     cut = len(codes) * 9 // 10
     loss, metrics = supervised(model, cross_entropy, accuracy=True)
     return Task(
-        name=name,
         title=title,
         model=model,
         train=windows(codes[:cut], length=64),

@@ -1,26 +1,65 @@
 """The trainers that the ILLS benchmark compares, each compiled once a shape.
 
-Every trainer maps start weights and data to curves over its iterations: training
-error, and with ``full=True`` validation and test errors too. Times are taken with
-``full=False``, where nothing but training is computed.
+Every trainer maps start weights, data and a learning rate to curves over its
+iterations: training error, and with ``full=True`` validation and test errors too.
+Times are taken with ``full=False``, where nothing but training is computed.
+
+A new one is one function under one decorator.
 """
 
+from __future__ import annotations
+
 import functools
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
-import linboost_optax as lbo
+import linboost_optax as ills
+from benchmarks.regression.problems import CORRUPTIONS
 
 BATCH = 32
+RATES = (1e-3, 3e-3, 1e-2, 3e-2)
+# Robust losses compete on data with outliers only.
+HUBER: dict[str, Any] = {"loss": "huber", "corruptions": ("outliers",)}
+TUKEY: dict[str, Any] = {"loss": "tukey", "corruptions": ("outliers",)}
 
 
-def rmse(network: lbo.Network, params: Any, data: Any) -> jax.Array:
+@dataclass(frozen=True)
+class Trainer:
+    """How to train, for how long, at which rates, and on which data."""
+
+    train: Callable[..., tuple[Any, jax.Array]]
+    label: str
+    steps: int
+    timed: int  # iterations that the clock sees
+    rates: tuple[float | None, ...] = (None,)  # the best one counts
+    loss: str = "squared"
+    corruptions: tuple[str, ...] = CORRUPTIONS
+    unit: str = "iterations"
+
+
+TRAINERS: dict[str, Trainer] = {}
+
+
+def trainer(
+    name: str, label: str, steps: int, *, timed: int | None = None, **facts: Any
+) -> Callable[[Any], Any]:
+    """List a function as a trainer; several times under several names."""
+
+    def add(train: Any) -> Any:
+        TRAINERS[name] = Trainer(train, label, steps, timed or steps, **facts)
+        return train
+
+    return add
+
+
+def rmse(network: ills.Network, params: Any, data: Any) -> jax.Array:
     x, y = data
-    return jnp.sqrt(jnp.mean((lbo.predict(network, params, x) - y) ** 2))
+    return jnp.sqrt(jnp.mean((ills.predict(network, params, x) - y) ** 2))
 
 
 def _errors(network, params, split, full):
@@ -30,14 +69,16 @@ def _errors(network, params, split, full):
 
 def _loss(network, params, data, loss):
     x, y = data
-    residual = lbo.predict(network, params, x) - y
+    residual = ills.predict(network, params, x) - y
     if loss == "squared":
         return jnp.mean(residual**2)
     return jnp.mean(optax.losses.huber_loss(residual))
 
 
+@trainer("adam_huber", "Adam, Huber", 2000, rates=RATES, **HUBER)
+@trainer("adam", "Adam", 2000, rates=RATES)
 @functools.partial(jax.jit, static_argnames=("network", "steps", "full", "loss"))
-def adam(network, params, split, rate, *, steps=2000, full=False, loss="squared"):
+def adam(network, params, split, rate, *, steps, full=False, loss="squared"):
     """Full-batch Adam."""
     tx = optax.adam(rate)
 
@@ -56,10 +97,9 @@ def adam(network, params, split, rate, *, steps=2000, full=False, loss="squared"
     return params, curve
 
 
+@trainer("adam_batches", "Adam, mini-batch", 100, rates=RATES, unit="epochs")
 @functools.partial(jax.jit, static_argnames=("network", "steps", "full", "loss"))
-def adam_batches(
-    network, params, split, rate, *, steps=100, full=False, loss="squared"
-):
+def adam_batches(network, params, split, rate, *, steps, full=False, loss="squared"):
     """Mini-batch Adam; one entry of the curve is an epoch."""
     tx = optax.adam(rate)
     x, y = split[0]
@@ -86,9 +126,11 @@ def adam_batches(
     return params, curve
 
 
+@trainer("lbfgs", "L-BFGS", 1000, timed=200)
 @functools.partial(jax.jit, static_argnames=("network", "steps", "full", "loss"))
-def lbfgs(network, params, split, *, steps=1000, full=False, loss="squared"):
+def lbfgs(network, params, split, rate, *, steps, full=False, loss="squared"):
     """L-BFGS of Optax, with its zoom line search."""
+    del rate
     tx = optax.lbfgs()
 
     def value_fn(p):
@@ -111,10 +153,14 @@ def lbfgs(network, params, split, *, steps=1000, full=False, loss="squared"):
     return params, curve
 
 
-@functools.partial(jax.jit, static_argnames=("network", "steps", "full", "options"))
-def ills(network, params, split, *, steps=300, full=False, options=()):
-    """ILLS; ``options`` are pairs of argument and value of `lbo.ills`."""
-    tx: Any = lbo.ills(network, **dict(options))
+@trainer("ills_tukey", "ILLS, Tukey", 300, **TUKEY)
+@trainer("ills_huber", "ILLS, Huber", 300, **HUBER)
+@trainer("ills", "ILLS", 300)
+@functools.partial(jax.jit, static_argnames=("network", "steps", "full", "loss"))
+def least_squares(network, params, split, rate, *, steps, full=False, loss="squared"):
+    """ILLS, all else by default."""
+    del rate
+    tx: Any = ills.ills(network, loss=loss)
     x, y = split[0]
 
     def step(carry, _):
@@ -129,9 +175,3 @@ def ills(network, params, split, *, steps=300, full=False, options=()):
         step, (params, tx.init(params)), None, length=steps
     )
     return params, curve
-
-
-def first_below(curve: np.ndarray, target: float) -> float:
-    """Iterations until the error is at the target; infinite if it never is."""
-    hit = np.flatnonzero(curve <= target)
-    return float(hit[0] + 1) if len(hit) else float("inf")

@@ -1,0 +1,30 @@
+"""The jobs by name, in the order of the report. A new one is a file with a `Job`."""
+
+from __future__ import annotations
+
+from benchmarks.job import Job
+from benchmarks.jobs import (
+    defaults,
+    ills,
+    ills_memory,
+    ills_recovery,
+    memory,
+    races,
+    sensitivity,
+    step_time,
+)
+
+JOBS: dict[str, Job] = {
+    job.name: job
+    for job in (
+        races.MAIN,
+        races.WHITEN,
+        step_time.JOB,
+        sensitivity.JOB,
+        defaults.JOB,
+        memory.JOB,
+        ills.JOB,
+        ills_recovery.JOB,
+        ills_memory.JOB,
+    )
+}

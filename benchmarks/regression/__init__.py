@@ -1,0 +1,1 @@
+"""Regression problems, the trainers that the `ills` job compares, and its tables."""

@@ -1,0 +1,192 @@
+"""Every job, end to end on a few steps: it writes and prints what it measured."""
+
+import json
+import math
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from benchmarks import driver, results
+from benchmarks.jobs import JOBS, races, step_time
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def run(job, folder, *arguments, task="factorisation"):
+    """The result of a quick job, read from its JSON."""
+    arguments = [job, "--quick", "--out", str(folder), "--tasks", task, *arguments]
+    driver.main(arguments)
+    if JOBS[job].figure is not None:
+        assert (folder / f"{job}-{task}.png").read_bytes().startswith(PNG)
+    return json.loads((folder / f"{job}-{task}.json").read_text())
+
+
+def test_a_race_writes_every_curve_and_the_facts(raced):
+    result = results.read(raced.folder / "whiten-factorisation.json")
+    assert (result["job"], result["task"]) == ("whiten", "factorisation")
+    assert result["facts"]["versions"]["jax"] == jax.__version__
+    assert result["facts"]["cores"] >= 1
+    assert list(result["optimizers"]) == ["adam", "whiten"]
+    for entry in result["optimizers"].values():
+        assert len(entry["curves"]) == result["seeds"] == 2
+        for curves in entry["curves"]:
+            assert curves["step"] == [0, 2, 4]
+            assert curves["seconds"][0] == 0
+            assert np.all(np.diff(curves["seconds"]) > 0)
+            assert set(curves) == {"step", "seconds", "train_loss", "test_loss"}
+            assert all(len(values) == 3 for values in curves.values())
+        assert entry["curves"][0] != entry["curves"][1]
+        assert entry["state_bytes"] > 0
+        assert entry["temporary_bytes"] > 0
+
+
+def test_a_race_is_at_the_tuned_rate_from_the_seed_that_tuned_it(raced):
+    result = results.read(raced.folder / "whiten-factorisation.json")
+    for entry in result["optimizers"].values():
+        tuning = {float(rate): tuned for rate, tuned in entry["tuning"].items()}
+        tuned = tuning[entry["learning_rate"]]
+        assert tuned["best"] == min(entry["curves"][0]["train_loss"])
+        assert entry["lowest"] == min(other["best"] for other in tuning.values())
+        assert entry["learning_rate"] in tuning
+
+
+def test_a_race_prints_its_table(raced):
+    result = results.read(raced.folder / "whiten-factorisation.json")
+    assert races.describe(result) in raced.printed
+    assert result["title"] in raced.printed
+    for entry in result["optimizers"].values():
+        assert f"| {entry['label']} " in raced.printed
+        assert f"- {entry['label']}: " in raced.printed
+    for column in ("train loss", "test loss", "accuracy", "step time / Adam"):
+        assert column in raced.printed
+    assert (raced.folder / "whiten-factorisation.png").read_bytes().startswith(PNG)
+
+
+def test_step_time_has_ratios_of_the_same_round(tmp_path, capsys):
+    result = run("step_time", tmp_path, "--optimizers", "whiten")
+    adam, whiten = result["optimizers"]["adam"], result["optimizers"]["whiten"]
+    assert adam["ratio_quartiles"] == [1, 1, 1]
+    assert len(whiten["block_seconds"]) == result["rounds"] == 1
+    expected = whiten["block_seconds"][0] / adam["block_seconds"][0]
+    assert whiten["ratio_quartiles"] == pytest.approx([expected] * 3, rel=1e-4)
+    assert (adam["statistic"], whiten["statistic"]) == (None, "auto")
+    printed = capsys.readouterr().out
+    assert "temporary MiB" in printed
+    times = whiten["compile_seconds"][0] / adam["compile_seconds"][0]
+    assert f" {times:.2f}x |" in printed
+
+
+def test_compilations_count_only_with_empty_caches(monkeypatch):
+    done = []
+
+    def compile_trainer(task, optimizer):
+        done.append(optimizer.label)
+        return step_time.Trainer(None, None, 0, 0, float(len(done)))
+
+    monkeypatch.setattr(step_time, "compile_trainer", compile_trainer)
+    monkeypatch.setattr(jax, "clear_caches", lambda: done.append("clear"))
+    trainers, seconds = step_time.compile_all(None, ("adam", "muon"), rounds=2)
+    assert done == ["Adam", *["clear", "Adam", "clear", "Muon"] * 2]
+    assert seconds == {"adam": [3, 7], "muon": [5, 9]}
+    assert list(trainers) == ["adam", "muon"]
+
+
+def test_sensitivity_counts_the_rates_that_are_good_enough(tmp_path, capsys):
+    result = run("sensitivity", tmp_path, "--optimizers", "whiten")
+    losses = [loss for e in result["optimizers"].values() for loss in e["losses"]]
+    for entry in result["optimizers"].values():
+        assert entry["relative_rates"] == pytest.approx([0.1, 1, 10])
+        for key, reference in (
+            ("share_of_own_best", min(entry["losses"])),
+            ("share_of_overall_best", min(losses)),
+            ("share_of_baseline_best", min(result["optimizers"]["adam"]["losses"])),
+        ):
+            within = [loss <= 1.1 * reference for loss in entry["losses"]]
+            assert entry[key] == pytest.approx(np.mean(within), rel=1e-4)
+    assert "within 10 % of its own best" in capsys.readouterr().out
+
+
+def test_sensitivity_starts_from_rates_that_were_tuned(raced, tmp_path):
+    record = json.loads((raced.folder / "whiten-factorisation.json").read_text())
+    record["optimizers"]["adam"]["tuning"] = {
+        "0.123": {"best": 1.0, "steps": None},
+        "7.0": {"best": None, "steps": None},
+    }
+    (tmp_path / "whiten-factorisation.json").write_text(json.dumps(record))
+    result = run("sensitivity", tmp_path, "--optimizers", "adam")
+    assert result["optimizers"]["adam"]["rates"][1] == 0.12
+
+
+def test_defaults_race_every_variant_to_the_recorded_goal(raced, tmp_path, capsys):
+    shutil.copy(raced.folder / "whiten-factorisation.json", tmp_path)
+    before = (tmp_path / "whiten-factorisation.json").read_bytes()
+    tuned = json.loads(before)["optimizers"]
+    result = run("defaults", tmp_path)
+    assert result["learning_rate"] == tuned["whiten"]["learning_rate"]
+    assert result["goal"] == min(e["best"] for e in tuned["adam"]["tuning"].values())
+    labels = [row["label"] for row in result["variants"]]
+    assert labels == ["the defaults", "ridge 0.1"]
+    first, second = (row["best"] for row in result["variants"])
+    rate = str(result["learning_rate"])
+    assert first == pytest.approx(tuned["whiten"]["tuning"][rate]["best"], rel=1e-5)
+    assert first != second
+    printed = capsys.readouterr().out
+    assert all(f"| {label} " in printed for label in labels)
+    assert (tmp_path / "whiten-factorisation.json").read_bytes() == before
+
+
+def test_defaults_tune_where_nothing_was_recorded(tmp_path, raced):
+    result = run("defaults", tmp_path)
+    shutil.copy(raced.folder / "whiten-factorisation.json", tmp_path)
+    recorded = run("defaults", tmp_path)
+    for key in ("goal", "learning_rate", "variants"):
+        assert result[key] == recorded[key]
+
+
+def test_memory_is_in_multiples_of_adam(tmp_path, capsys):
+    result = run("memory", tmp_path, "--optimizers", "whiten")
+    adam, whiten = result["optimizers"].values()
+    # Two moments of two 32 x 32 kernels; whitening adds at least its two averages.
+    assert adam["state_bytes"] >= 4 * 4 * 32 * 32
+    assert whiten["state_bytes"] >= adam["state_bytes"] + 2 * 4 * 32 * 32
+    times = whiten["state_bytes"] / adam["state_bytes"]
+    assert f" {times:.2f}x |" in capsys.readouterr().out
+
+
+def test_ills_reports_every_trainer_it_is_asked_for(tmp_path, capsys):
+    chosen = ("--optimizers", "ills", "sklearn", "--seeds", "2")
+    result = run("ills", tmp_path, *chosen, task="diabetes")
+    cell = result["data"]["clean"]
+    assert cell["samples"] == 308  # 70 % of 442, rounded twice
+    trainers = cell["trainers"]
+    assert list(trainers) == ["adam", "ills", "sklearn"]
+    assert trainers["sklearn"]["iterations"] == [None, None]
+    assert all(1 <= count <= 3 for count in trainers["adam"]["iterations"])
+    for entry in trainers.values():
+        assert len(entry["train"]) == result["seeds"] == 2
+        assert all(0 < error < 3 for error in entry["train"] + entry["test"])
+    # Regressions against three steps of gradient descent.
+    assert max(trainers["ills"]["train"]) < min(trainers["adam"]["train"])
+    printed = capsys.readouterr().out
+    assert all(f" {entry['label']} |" in printed for entry in trainers.values())
+
+
+def test_ills_recovery_job(tmp_path, capsys):
+    result = run("ills_recovery", tmp_path, task="noise_free")
+    (row,) = result["rows"]
+    assert row["label"] == "10 units, 0 restarts"
+    assert len(row["values"]) == result["seeds"] == 1
+    assert 0 < row["values"][0] < 1
+    assert "| 10 units, 0 restarts |" in capsys.readouterr().out
+
+
+def test_ills_memory_job(tmp_path):
+    result = run("ills_memory", tmp_path, task="million_rows")
+    assert result["peak_bytes"] >= result["bytes_before"] > 2**26
+    assert result["data_bytes"] == 4 * 21 * 2 * result["chunk_size"]
+    first, second = result["objectives"]
+    assert math.isfinite(first)
+    assert second < first
+    assert len(result["seconds"]) == 2
