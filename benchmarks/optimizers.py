@@ -7,7 +7,7 @@ optimizers in this file's order, from the lowest decorator of a function up.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,33 +18,13 @@ from optax import contrib
 
 import linboost_optax as lbo
 from benchmarks.job import BASELINE
+from linboost_optax.extend import Rule
 
 Build = Callable[[optax.Schedule, Any], optax.GradientTransformation]
 
 
-@dataclass(frozen=True)
-class Statistic:
-    """What an optimizer's taps collect: a name for tables, arguments for the taps."""
-
-    name: str
-    arguments: Mapping[str, Any]  # of `linen.taps`
-
-
-# The one place where a statistic gets its options.
-def auto(**options: int | None) -> Statistic:
-    return Statistic("auto", {"statistic": "auto", **options})
-
-
-def gram(**options: int | None) -> Statistic:
-    return Statistic("gram", {"statistic": "gram", **options})
-
-
-def moments() -> Statistic:
-    return Statistic("moments", {"statistic": "moments"})
-
-
-def inputs() -> Statistic:
-    return Statistic("inputs", {"statistic": "inputs"})
+# Gram matrices of as many rows as the default takes; conjugate gradients take all.
+GRAM = lbo.Gram(max_samples=lbo.Auto().max_samples)
 
 
 @dataclass(frozen=True)
@@ -54,7 +34,7 @@ class Optimizer:
     label: str
     build: Build
     centre: float  # the middle of its learning rates, on a logarithmic scale
-    statistic: Statistic | None = None  # None: no taps
+    statistic: Rule | None = None  # of `linen.taps`; None: no taps
     jobs: tuple[str, ...] = ()  # where it competes unless told otherwise
 
 
@@ -65,7 +45,7 @@ def optimizer(
     name: str,
     label: str,
     centre: float,
-    statistic: Statistic | None = None,
+    statistic: Rule | None = None,
     jobs: tuple[str, ...] = (),
 ) -> Callable[[Build], Build]:
     """List a function as an optimizer; several times under several names."""
@@ -113,20 +93,22 @@ def muon(schedule: optax.Schedule, taps: Any) -> optax.GradientTransformation:
     )
 
 
-@optimizer("lnb_exact", "LNB, Gram matrices", 0.3, gram(), jobs=("step_time",))
+@optimizer("lnb_exact", "LNB, Gram matrices", 0.3, GRAM, jobs=("step_time",))
 @optimizer(
-    "lnb", "LNB", 0.3, auto(), jobs=("main", "sensitivity", "whiten", "step_time")
+    "lnb", "LNB", 0.3, lbo.Auto(), jobs=("main", "sensitivity", "whiten", "step_time")
 )
 @optimizer(
-    "lnb_ic", "LNB, incomplete Cholesky", 0.3, moments(), jobs=("main", "step_time")
+    "lnb_ic", "LNB, incomplete Cholesky", 0.3, lbo.Moments(), jobs=("main", "step_time")
 )
 def lnb(schedule: optax.Schedule, taps: Any) -> optax.GradientTransformation:
     """LNB, its solver by default: incomplete Cholesky on moments, else Cholesky."""
     return lbo.lnb(schedule, taps)
 
 
-@optimizer("lnb_cg_inputs", "LNB, matrix-free CG", 0.3, inputs())
-@optimizer("lnb_cg", "LNB, conjugate gradient", 0.3, gram(), jobs=("main", "step_time"))
+@optimizer("lnb_cg_inputs", "LNB, matrix-free CG", 0.3, lbo.Inputs())
+@optimizer(
+    "lnb_cg", "LNB, conjugate gradient", 0.3, lbo.Gram(), jobs=("main", "step_time")
+)
 def lnb_conjugate_gradient(schedule: optax.Schedule, taps: Any):
     return lbo.lnb(schedule, taps, solver=lbo.ConjugateGradient())
 
@@ -135,21 +117,21 @@ def lnb_conjugate_gradient(schedule: optax.Schedule, taps: Any):
     "whiten_exact",
     "whiten(Adam), Gram matrices",
     3e-3,
-    gram(),
+    GRAM,
     jobs=("memory", "step_time"),
 )
 @optimizer(
     "whiten",
     "whiten(Adam)",
     3e-3,
-    auto(),
+    lbo.Auto(),
     jobs=("memory", "sensitivity", "whiten", "step_time"),
 )
 @optimizer(
     "whiten_ic",
     "whiten(Adam), incomplete Cholesky",
     3e-3,
-    moments(),
+    lbo.Moments(),
     jobs=("memory", "whiten", "step_time"),
 )
 def whitened_adam(schedule: optax.Schedule, taps: Any) -> optax.GradientTransformation:

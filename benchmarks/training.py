@@ -189,8 +189,9 @@ def race(
 def _taps(task: Task, optimizer: Optimizer, batch: Any) -> Any:
     if optimizer.statistic is None:
         return None
-    arguments = optimizer.statistic.arguments
-    return linen.taps(task.model, batch["x"], **arguments, **task.init_kwargs)
+    return linen.taps(
+        task.model, batch["x"], statistic=optimizer.statistic, **task.init_kwargs
+    )
 
 
 def _value_and_grad(task: Task, optimizer: Optimizer, taps: Any) -> Callable[..., Any]:

@@ -18,7 +18,7 @@ import linboost_optax as lbo
 from benchmarks import analysis, tasks, tuning
 from benchmarks.job import BASELINE, Job, Options, Result
 from benchmarks.jobs import races
-from benchmarks.optimizers import OPTIMIZERS, Optimizer, auto
+from benchmarks.optimizers import OPTIMIZERS, Optimizer
 from benchmarks.tables import number, table
 from benchmarks.tasks import Task
 from benchmarks.training import Entry, compile_evaluate, compile_trainer, race
@@ -27,7 +27,7 @@ DEFAULT = OPTIMIZERS["whiten"]
 
 
 def _solver(label: str, **choices: float) -> Optimizer:
-    solver = lbo.Cholesky(**{"ridge": 0.03, **choices})  # pyright: ignore[reportArgumentType]
+    solver = replace(lbo.Cholesky(), **choices)
     return replace(
         DEFAULT,
         label=label,
@@ -37,7 +37,7 @@ def _solver(label: str, **choices: float) -> Optimizer:
 
 def _auto(**options: int) -> Optimizer:
     ((name, value),) = options.items()
-    return replace(DEFAULT, label=f"{name} {value}", statistic=auto(**options))
+    return replace(DEFAULT, label=f"{name} {value}", statistic=lbo.Auto(**options))
 
 
 def _published(schedule: optax.Schedule, taps: Any) -> optax.GradientTransformation:

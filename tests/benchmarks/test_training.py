@@ -9,8 +9,9 @@ import numpy as np
 import optax
 import pytest
 
+import linboost_optax as lbo
 from benchmarks import tasks, training
-from benchmarks.optimizers import OPTIMIZERS, Optimizer, auto, moments
+from benchmarks.optimizers import OPTIMIZERS, Optimizer
 from benchmarks.tasks import text
 
 
@@ -108,7 +109,11 @@ def test_state_and_integer_inputs_pass_through():
 
 @pytest.mark.parametrize(
     ("statistic", "taken"),
-    [(auto(), "gram"), (auto(rank=4), "sketch"), (moments(), "moments")],
+    [
+        (lbo.Auto(), "gram"),
+        (lbo.Auto(rank=4), "sketch"),
+        (lbo.Moments(), "moments"),
+    ],
 )
 def test_an_optimizer_taps_its_own_statistic(statistic, taken):
     task = tasks.load("factorisation", quick=True)

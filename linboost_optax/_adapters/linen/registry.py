@@ -64,7 +64,8 @@ def register(
         method is called keeps its plain gradient. Default none.
 
     Raises:
-      TypeError: if ``module`` is not a class of modules, or ``describe`` not callable.
+      TypeError: if ``module`` is not a class of modules whose call takes its input
+        first, or ``describe`` is not callable.
 
     Example:
       >>> import flax.linen as nn, jax.numpy as jnp
@@ -94,8 +95,16 @@ def register(
             "function."
         )
     function = inspect.unwrap(module.__call__)
-    _, argument, *_ = inspect.signature(function).parameters  # after `self`
-    _ENTRIES[function] = Entry(describe, argument, kernel, bias, dict(elsewhere or {}))
+    first = list(inspect.signature(function).parameters.values())[1:2]  # after `self`
+    if not first or first[0].kind is not first[0].POSITIONAL_OR_KEYWORD:
+        raise TypeError(
+            f"`module` must take its input first, got {module.__name__}.__call__"
+            f"{inspect.signature(function)}. Register a class whose `__call__` is the "
+            "linear map of its first argument."
+        )
+    _ENTRIES[function] = Entry(
+        describe, first[0].name, kernel, bias, dict(elsewhere or {})
+    )
 
 
 def entry_of(context: nn.module.InterceptorContext) -> Entry | None:
