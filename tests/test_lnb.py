@@ -327,6 +327,43 @@ def test_multi_steps_accumulates_gradients():
         np.testing.assert_allclose(a, b, rtol=CLOSE, atol=CLOSE)
 
 
+def micro_batches():
+    model, params, (x, y), taps, _ = setup(statistic="gram")
+    parts = [(x[:16], y[:16]), (3 * x[16:], y[16:])]  # halves that are not alike
+    whole = (jnp.concatenate([x for x, _ in parts]), y)
+    return model, params, taps, parts, whole
+
+
+def test_micro_batches_of_different_statistics_are_one_large_batch():
+    """The mean of the gradients and the sum of the statistics."""
+    model, params, taps, parts, whole = micro_batches()
+    results = [collect(model, params, part, taps) for part in parts]
+    grads = jax.tree.map(lambda *g: sum(g) / len(g), *(r[1] for r in results))
+    stats = jax.tree.map(lambda *s: sum(s), *(r[2] for r in results))
+    tx = lbo.lnb(0.1, taps)
+    got, _ = tx.update(grads, tx.init(params), params, stats=stats)
+    _, grads, stats = collect(model, params, whole, taps)
+    want, _ = tx.update(grads, tx.init(params), params, stats=stats)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=CLOSE)
+
+
+@pytest.mark.lenient("optax.MultiSteps mixes int and float")
+@pytest.mark.xfail(strict=True, reason="MultiSteps hands on the last statistics alone")
+def test_multi_steps_with_micro_batches_of_different_statistics():
+    model, params, taps, parts, whole = micro_batches()
+    inner = lbo.lnb(0.1, taps)
+    tx = optax.MultiSteps(inner, len(parts))
+    state = tx.init(params)
+    for part in parts:
+        _, grads, stats = collect(model, params, part, taps)
+        got, state = tx.update(grads, state, params, stats=stats)
+    _, grads, stats = collect(model, params, whole, taps)
+    want, _ = inner.update(grads, inner.init(params), params, stats=stats)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=CLOSE)
+
+
 def test_statistics_of_micro_batches_add_up():
     model, params, batch, taps, _ = setup(statistic="gram")
     _, _, whole = collect(model, params, batch, taps)
