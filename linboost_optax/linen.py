@@ -17,9 +17,9 @@ from flax.core import FrozenDict, freeze
 from linboost_optax import _checks, _linen_connections, _linen_discovery
 from linboost_optax._linen_connections import Connections
 from linboost_optax._linen_modules import without_leaves
-from linboost_optax._linen_network import network
 from linboost_optax._statistics import KINDS
 from linboost_optax._taps import Taps
+from linboost_optax.ills._model.linen import network
 
 __all__ = ["network", "taps", "value_and_grad", "without_taps"]
 

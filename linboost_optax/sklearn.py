@@ -18,11 +18,13 @@ from sklearn.utils.validation import (
     validate_data,
 )
 
-from linboost_optax._activations import TABLE, Activation
-from linboost_optax._ills.config import COMBINES, IMPORTANCES, METHODS
-from linboost_optax._ills.fit import fit_ills
-from linboost_optax._ills.robust import LOSSES
-from linboost_optax._network import network, predict
+from linboost_optax.ills import Activation, fit_ills, network, predict
+from linboost_optax.ills._model.activations import TABLE
+from linboost_optax.ills._model.initialization import scale_by_fan_in
+from linboost_optax.ills._steps.combine import COMBINES
+from linboost_optax.ills._steps.importance import IMPORTANCES
+from linboost_optax.ills._steps.losses import LOSSES
+from linboost_optax.ills._steps.methods import METHODS
 
 
 class IllsRegressor(RegressorMixin, BaseEstimator):
@@ -301,7 +303,7 @@ class IllsRegressor(RegressorMixin, BaseEstimator):
         sizes = [inputs.shape[1], *hidden.tolist(), targets.shape[1]]
         params = []
         for fan_in, units in itertools.pairwise(sizes):
-            drawn = rng.normal(size=(fan_in + 1, units)) / np.sqrt(fan_in)
+            drawn = scale_by_fan_in(rng.normal(size=(fan_in + 1, units)), fan_in)
             drawn = jnp.asarray(drawn, inputs.dtype)
             params.append((drawn[:-1], drawn[-1]))
         return params
