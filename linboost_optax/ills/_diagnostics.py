@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from linboost_optax.ills._data import make_batch
-from linboost_optax.ills._model.matrices import read_matrices
+from linboost_optax.ills._model.matrices import Matrices, read_matrices
 from linboost_optax.ills._model.network import Network
+from linboost_optax.ills._numerics.chunks import Batch
 from linboost_optax.ills._numerics.least_squares import (
     relative_ridge,
     solve,
@@ -98,40 +99,65 @@ def ills_diagnostics(
         network, inputs, targets, sample_weight, mask, matrices[0].dtype, None
     )
     data = data._replace(targets=settings.method.targets(network, data.targets))
-    unscaled = Robust(jnp.asarray(jnp.inf, matrices[0].dtype), jnp.asarray(True))
-    working = working_batch(settings, matrices, unscaled, data)
-    regressions = settings.method.regressions(settings, matrices, working.T)
+    answers = _answers(settings, matrices, data)
     return [
-        _diagnose(settings, layer.kernel, regression)
-        for layer, regression in zip(network.hidden, regressions, strict=True)
+        _report(layer.kernel, answer)
+        for layer, answer in zip(network.hidden, answers, strict=True)
     ]
 
 
-def _diagnose(settings: Settings, name: str, asked: Regression) -> LayerDiagnostics:
-    coefficients, condition = _regress(settings, asked)
-    z, weights = asked.pre_activations, asked.weights
-    fitted = coefficients.T @ asked.inputs
-    left = jnp.sum(weights * (asked.change - fitted) ** 2, axis=1)
-    total = jnp.sum(weights * asked.change**2, axis=1)
+class Answer(NamedTuple):
+    """How well one layer's regression can answer, ``[unit, sample]`` unless said.
+
+    Attributes:
+      asked: the regression.
+      fitted: change of the pre-activations that it can make.
+      gram: its Gram matrices, ``[unit, input + 1, input + 1]``.
+      r2: share of the weighted change that is explained, ``[unit]``.
+    """
+
+    asked: Regression
+    fitted: jax.Array
+    gram: jax.Array
+    r2: jax.Array
+
+
+@jax.jit
+def _answers(settings: Settings, matrices: Matrices, data: Batch) -> list[Answer]:
+    unscaled = Robust(jnp.asarray(jnp.inf, matrices[0].dtype), jnp.asarray(True))
+    working = working_batch(settings, matrices, unscaled, data)
+    regressions = settings.method.regressions(settings, matrices, working.T)
+    return [_answer(settings, asked) for asked in regressions]
+
+
+def _answer(settings: Settings, asked: Regression) -> Answer:
+    x, weights, change = asked.inputs, asked.weights, asked.change
+    gram = relative_ridge(weighted_gram(x, weights), settings.ridge)
+    fitted = solve(gram, x @ (weights * change).T).T @ x
+    left = jnp.sum(weights * (change - fitted) ** 2, axis=1)
+    total = jnp.sum(weights * change**2, axis=1)
+    r2 = jnp.where(total > 0, 1 - left / jnp.where(total > 0, total, 1), jnp.nan)
+    return Answer(asked, fitted, gram, r2)
+
+
+def _report(name: str, answer: Answer) -> LayerDiagnostics:
+    z, change = answer.asked.pre_activations, answer.asked.change
     return LayerDiagnostics(
         name=name,
         pre_activations=np.asarray(z).T,
-        ideal=np.asarray(z + asked.change).T,
-        fitted=np.asarray(z + fitted).T,
-        weights=np.asarray(weights).T,
-        r2=np.asarray(jnp.where(total > 0, 1 - left / total, jnp.nan)),
-        condition=condition,
-        clipped=np.asarray(jnp.mean(asked.outside, axis=1)),
+        ideal=np.asarray(z + change).T,
+        fitted=np.asarray(z + answer.fitted).T,
+        weights=np.asarray(answer.asked.weights).T,
+        r2=np.asarray(answer.r2),
+        condition=_condition(np.asarray(answer.gram, np.float64)),
+        clipped=np.mean(np.asarray(answer.asked.outside), axis=1),
     )
 
 
-def _regress(settings: Settings, asked: Regression) -> tuple[jax.Array, np.ndarray]:
-    x, weights = asked.inputs, asked.weights
-    gram = relative_ridge(weighted_gram(x, weights), settings.ridge)
-    coefficients = solve(gram, x @ (weights * asked.change).T)
-    gram64 = np.asarray(gram, np.float64)
-    diagonal = np.sqrt(np.diagonal(gram64, axis1=1, axis2=2))
+def _condition(gram: np.ndarray) -> np.ndarray:
+    """Returns condition numbers at unit diagonal; NaN where a diagonal has a 0."""
+    diagonal = np.sqrt(np.diagonal(gram, axis1=1, axis2=2))
     alive = np.all(diagonal > 0, axis=1)
     scale = np.where(diagonal > 0, diagonal, 1)
-    unit = gram64 / scale[:, :, None] / scale[:, None, :]
-    return coefficients, np.where(alive, np.linalg.cond(unit), np.nan)
+    unit = gram / scale[:, :, None] / scale[:, None, :]
+    return np.where(alive, np.linalg.cond(unit), np.nan)

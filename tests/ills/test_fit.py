@@ -71,7 +71,7 @@ def test_code_early_stopped_returns_the_best_on_validation_data():
 def test_code_stalled_on_dead_units():
     params = ills.init_mlp(jax.random.key(0), (2, 4, 1))
     params = [(params[0][0], params[0][1] + 100.0), params[1]]
-    result = fit(X, Y, params=params, max_iter=60)
+    result = fit(X, Y, params=params)
     assert result.code == IllsCode.STALLED_DEAD_UNITS
     assert "dead" in result.code.message
 
@@ -85,7 +85,7 @@ def test_code_stalled_published():
 def test_code_not_finite():
     params = ills.init_mlp(jax.random.key(0), (2, 4, 1))
     params = [params[0], (params[1][0] * jnp.inf, params[1][1])]
-    result = fit(X, Y, params=params, max_iter=5)
+    result = fit(X, Y, params=params, max_iter=3)
     assert result.code == IllsCode.NOT_FINITE
     assert result.iterations == 1
 

@@ -42,7 +42,7 @@ def test_vmap_over_an_ensemble():
 def test_state_and_updates_keep_structure_and_dtype():
     tx, update = stepper(3, (5,), 1, ())
     params = ills.init_mlp(jax.random.key(0), (3, 5, 1))
-    x, y = problem(0, 20, 3, 1)
+    x, y = problem(0, 40, 3, 1)
     state = tx.init(params)
     updates, new = update(state, params, x, y)
     for a, b in ((updates, params), (new, state)):
@@ -55,7 +55,7 @@ def test_state_and_updates_keep_structure_and_dtype():
 def test_scan_equals_a_loop():
     tx, update = stepper(3, (5,), 1, ())
     start = ills.init_mlp(jax.random.key(0), (3, 5, 1))
-    x, y = problem(0, 20, 3, 1)
+    x, y = problem(0, 40, 3, 1)
 
     def step(carry, _):
         params, state = carry
