@@ -1,8 +1,9 @@
 """Iterative linear least squares: small regression networks, no learning rate.
 
 ``fit_ills`` trains a network that ``network`` describes, ``ills`` is the same as an
-Optax transformation, ``ills_diagnostics`` shows its regressions. Names of options are
-short for the objects listed under them here; objects of your own go where names go.
+Optax transformation, ``ills_diagnostics`` shows its regressions. Names of options, as
+in ``loss="huber"``, are short for objects, as in ``loss=Huber()``; objects of your own
+are taken as well.
 """
 
 from linboost_optax.ills._codes import IllsCode

@@ -49,7 +49,13 @@ class Combine(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class PerLayer:
-    """One coefficient a direction of a layer: cheapest, and the default."""
+    """One coefficient a direction of a layer: cheapest, and the default.
+
+    Example:
+      >>> from linboost_optax.ills import PerLayer
+      >>> PerLayer().takes_directions
+      True
+    """
 
     takes_directions: ClassVar[bool] = True
 
@@ -75,7 +81,13 @@ class PerLayer:
 
 @dataclasses.dataclass(frozen=True)
 class PerUnit:
-    """One coefficient a unit and direction: for noise-free or deep problems."""
+    """One coefficient a unit and direction: for noise-free or deep problems.
+
+    Example:
+      >>> from linboost_optax.ills import PerUnit
+      >>> PerUnit().takes_directions
+      True
+    """
 
     takes_directions: ClassVar[bool] = True
 
@@ -103,6 +115,14 @@ class PerParameter:
     """One coefficient a hidden parameter: Levenberg-Marquardt.
 
     With the last layer eliminated; costs the cube of the number of hidden parameters.
+
+    Example:
+      >>> from linboost_optax.ills import PerParameter
+      >>> PerParameter().takes_directions
+      False
+
+    References:
+      Golub & Pereyra (1973), SIAM J. Numer. Anal. 10: variable projection.
     """
 
     takes_directions: ClassVar[bool] = False

@@ -31,7 +31,13 @@ class Importance(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class UnitImportance:
-    """Weights every unit's regression on its own: one Gram matrix a unit."""
+    """Weights every unit's regression on its own: one Gram matrix a unit.
+
+    Example:
+      >>> from linboost_optax.ills import UnitImportance
+      >>> UnitImportance()
+      UnitImportance()
+    """
 
     def gram_weights(self, c: jax.Array) -> jax.Array:
         """Returns ``c`` ``[unit, sample]``."""
@@ -48,6 +54,11 @@ class SharedImportance:
     r"""Lets a layer's units share one Gram matrix, weighted by their mean importance.
 
     :math:`c_{ij}` is replaced by its mean over units times the share of the unit.
+
+    Example:
+      >>> from linboost_optax.ills import SharedImportance
+      >>> SharedImportance()
+      SharedImportance()
     """
 
     def gram_weights(self, c: jax.Array) -> jax.Array:

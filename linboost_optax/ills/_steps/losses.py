@@ -47,7 +47,13 @@ class Loss(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Squared:
-    """The squared loss ``r**2``."""
+    """The squared loss ``r**2``.
+
+    Example:
+      >>> from linboost_optax.ills import Squared
+      >>> Squared().error(-2.0)
+      4.0
+    """
 
     needs_scale: ClassVar[bool] = False
 
@@ -81,6 +87,14 @@ class Huber:
 
     Raises:
       ValueError: if ``tuning`` is not positive.
+
+    Example:
+      >>> from linboost_optax.ills import Huber
+      >>> Huber()
+      Huber(tuning=1.0)
+
+    References:
+      Huber (1964), Annals of Mathematical Statistics 35.
     """
 
     tuning: Any = 1.0
@@ -119,6 +133,11 @@ class Tukey:
 
     Raises:
       ValueError: if ``tuning`` is not positive.
+
+    Example:
+      >>> from linboost_optax.ills import Tukey
+      >>> Tukey()
+      Tukey(tuning=4.685)
 
     References:
       Beaton & Tukey (1974), Technometrics 16.

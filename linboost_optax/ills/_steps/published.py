@@ -40,6 +40,11 @@ class Published:
     Raises:
       ValueError: if a number is out of its range.
 
+    Example:
+      >>> from linboost_optax.ills import Published
+      >>> Published(relaxation=0.5, margin=1e-3)
+      Published(relaxation=0.5, margin=0.001)
+
     References:
       Khadilkar (2023), arXiv:2307.05189.
     """

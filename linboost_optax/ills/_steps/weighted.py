@@ -44,6 +44,11 @@ class Weighted:
     Args:
       combine: what step 2 may scale.
       importance: whose weights a unit's regression has.
+
+    Example:
+      >>> from linboost_optax.ills import PerUnit, UnitImportance, Weighted
+      >>> Weighted(PerUnit(), UnitImportance())
+      Weighted(combine=PerUnit(), importance=UnitImportance())
     """
 
     combine: Combine
