@@ -17,7 +17,6 @@ def test_there_is_a_guide_to_ills():
     assert "ills.md" in [path.name for path in GUIDES]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("path", GUIDES, ids=lambda path: path.stem)
 def test_blocks_run_in_order(path):
     text = path.read_text()
