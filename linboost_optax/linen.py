@@ -14,10 +14,10 @@ from flax.core import FrozenDict, freeze
 from linboost_optax import _statistics
 from linboost_optax._adapters.linen import discovery, interception
 from linboost_optax._adapters.linen.registry import register
-from linboost_optax._linen_network import network
 from linboost_optax._statistics import Rule
 from linboost_optax._taps import Taps, check_taps, collect
 from linboost_optax._taps.sharing import keep_shared
+from linboost_optax.ills._model.linen import network
 
 __all__ = ["network", "register", "taps", "value_and_grad", "without_taps"]
 

@@ -1,5 +1,5 @@
 """Flax NNX adapter: describes a model for ILLS."""
 
-from linboost_optax._nnx_network import network
+from linboost_optax.ills._model.nnx import network
 
 __all__ = ["network"]

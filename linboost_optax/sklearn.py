@@ -18,63 +18,65 @@ from sklearn.utils.validation import (
     validate_data,
 )
 
-from linboost_optax._activations import TABLE, Activation
-from linboost_optax._ills.config import COMBINES, IMPORTANCES, METHODS
-from linboost_optax._ills.fit import fit_ills
-from linboost_optax._ills.robust import LOSSES
-from linboost_optax._network import network, predict
+from linboost_optax.ills import Activation, fit_ills, network, predict
+from linboost_optax.ills._model.activations import TABLE
+from linboost_optax.ills._model.initialization import scale_by_fan_in
+from linboost_optax.ills._steps.combine import COMBINES
+from linboost_optax.ills._steps.importance import IMPORTANCES
+from linboost_optax.ills._steps.losses import LOSSES
+from linboost_optax.ills._steps.methods import METHODS
 
 
 class IllsRegressor(RegressorMixin, BaseEstimator):
-    r"""Multi-layer perceptron regressor without a learning rate.
+    r"""Regresses with a multi-layer perceptron that needs no learning rate.
 
-    Parameters are named as :class:`sklearn.neural_network.MLPRegressor`'s. Inputs and
+    Parameters are named as ``sklearn.neural_network.MLPRegressor``'s. Inputs and
     targets are standardised inside; training is full batch, in float32 for float32
     inputs and in float64 otherwise.
 
     Args:
-        hidden_layer_sizes: units of each hidden layer, default ``(50,)``.
-        activation: of the hidden layers, a name of the table or an
-            :class:`Activation`, default ``"tanh"``.
-        method: ``"weighted"`` (default) or ``"published"``, see :func:`ills`.
-        combine: ``"layer"`` (default), ``"unit"`` or ``"parameter"``.
-        importance: ``"unit"`` (default) or ``"shared"``.
-        loss: ``"squared"`` (default), ``"huber"`` or ``"tukey"`` for outliers.
-        alpha: ridge on the output layer, on standardised data. Default 1e-4.
-        hidden_alpha: ridge on the hidden layers. Default 0.
-        batch_size: samples taken at a time, for memory only; default all.
-        max_iter: default 200.
-        tol: relative gain of the objective that counts, default 1e-4.
-        n_iter_no_change: iterations without such a gain before it stops, default 10.
-        early_stopping: hold out a part of the data and keep the weights that are best
-            on it. Default false.
-        validation_fraction: share that is held out, default 0.1.
-        random_state: of start weights and split. Default none.
-        warm_start: continue from the fitted weights. Default false.
+      hidden_layer_sizes: units of each hidden layer, default ``(50,)``.
+      activation: of the hidden layers, a name of the table or an
+        ``Activation``, default ``"tanh"``.
+      method: ``"weighted"`` (default) or ``"published"``, see ``ills``.
+      combine: ``"layer"`` (default), ``"unit"`` or ``"parameter"``.
+      importance: ``"unit"`` (default) or ``"shared"``.
+      loss: ``"squared"`` (default), ``"huber"`` or ``"tukey"`` for outliers.
+      alpha: ridge on the output layer, on standardised data. Default 1e-4.
+      hidden_alpha: ridge on the hidden layers. Default 0.
+      batch_size: samples taken at a time, for memory only; default all.
+      max_iter: default 200.
+      tol: relative gain of the objective that counts, default 1e-4.
+      n_iter_no_change: iterations without such a gain before it stops, default 10.
+      early_stopping: hold out a part of the data and keep the weights that are best
+        on it. Default false.
+      validation_fraction: share that is held out, default 0.1.
+      random_state: of start weights and split. Default none.
+      warm_start: continue from the fitted weights. Default false.
 
     Attributes:
-        coefs_: kernels, on standardised data, ``[input, unit]`` each.
-        intercepts_: biases, ``[unit]`` each.
-        loss_: last objective.
-        loss_curve_: objective after every iteration; it never rises.
-        validation_scores_: R^2 on the held-out data, or ``None``.
-        best_validation_score_: the best of these, or ``None``.
-        n_iter_: iterations of the last ``fit``.
-        code_: the :class:`IllsCode` that ended it.
-        n_layers_: layers, inputs included.
-        n_outputs_: targets.
-        out_activation_: ``"identity"``.
+      coefs_: kernels, on standardised data, ``[input, unit]`` each.
+      intercepts_: biases, ``[unit]`` each.
+      loss_: last objective.
+      loss_curve_: objective after every iteration; it never rises.
+      validation_scores_: R^2 on the held-out data, or ``None``.
+      best_validation_score_: the best of these, or ``None``.
+      n_iter_: iterations of the last ``fit``.
+      code_: the ``IllsCode`` that ended it.
+      n_layers_: layers, inputs included.
+      n_outputs_: targets.
+      out_activation_: ``"identity"``.
 
     Example:
-        >>> from sklearn.datasets import load_diabetes
-        >>> from linboost_optax.sklearn import IllsRegressor
-        >>> x, y = load_diabetes(return_X_y=True)
-        >>> model = IllsRegressor((10,), early_stopping=True, random_state=0).fit(x, y)
-        >>> model.predict(x[:2]).shape
-        (2,)
+      >>> from sklearn.datasets import load_diabetes
+      >>> from linboost_optax.sklearn import IllsRegressor
+      >>> x, y = load_diabetes(return_X_y=True)
+      >>> model = IllsRegressor((10,), early_stopping=True, random_state=0).fit(x, y)
+      >>> model.predict(x[:2]).shape
+      (2,)
 
     References:
-        See :func:`ills`.
+      Khadilkar (2023), arXiv:2307.05189; see ``linboost_optax.ills.ills``.
     """
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
@@ -143,37 +145,37 @@ class IllsRegressor(RegressorMixin, BaseEstimator):
 
     @_fit_context(prefer_skip_nested_validation=True)
     def fit(self, X, y, sample_weight=None):
-        """Train on ``X`` ``[sample, feature]`` and ``y`` ``[sample]`` or 2-d.
+        """Trains on ``X`` ``[sample, feature]`` and ``y`` ``[sample]`` or 2-d.
 
         Args:
-            X: inputs.
-            y: targets.
-            sample_weight: ``[sample]``, default all 1.
+          X: inputs.
+          y: targets.
+          sample_weight: ``[sample]``, default all 1.
 
         Returns:
-            The estimator.
+          The estimator.
 
         Raises:
-            ValueError: if the data are empty, not finite or mismatched, or a
-                parameter is out of its range.
+          ValueError: if the data are empty, not finite or mismatched, or a
+            parameter is out of its range.
         """
         keep = self.warm_start and hasattr(self, "coefs_")
         return self._fit(X, y, sample_weight, self.max_iter, keep)
 
     @_fit_context(prefer_skip_nested_validation=True)
     def partial_fit(self, X, y, sample_weight=None):
-        """One more iteration on these data, from the fitted weights if there are any.
+        """Trains for one more iteration on these data, from the fitted weights if any.
 
         The standardisation is that of the first call. As every iteration is a
         regression on the data it is given, small batches train worse than ``fit``.
 
         Args:
-            X: inputs.
-            y: targets.
-            sample_weight: ``[sample]``, default all 1.
+          X: inputs.
+          y: targets.
+          sample_weight: ``[sample]``, default all 1.
 
         Returns:
-            The estimator.
+          The estimator.
         """
         return self._fit(X, y, sample_weight, 1, hasattr(self, "coefs_"))
 
@@ -256,13 +258,13 @@ class IllsRegressor(RegressorMixin, BaseEstimator):
         self.out_activation_ = "identity"
 
     def predict(self, X):
-        """Predictions ``[sample]``, or ``[sample, output]`` if ``y`` was 2-d.
+        """Returns predictions ``[sample]``, or ``[sample, output]`` if ``y`` was 2-d.
 
         Args:
-            X: inputs ``[sample, feature]``.
+          X: inputs ``[sample, feature]``.
 
         Returns:
-            Predictions, in the dtype the estimator was fitted in.
+          Predictions, in the dtype the estimator was fitted in.
         """
         check_is_fitted(self)
         X = validate_data(self, X, reset=False, dtype=[np.float64, np.float32])
@@ -301,7 +303,7 @@ class IllsRegressor(RegressorMixin, BaseEstimator):
         sizes = [inputs.shape[1], *hidden.tolist(), targets.shape[1]]
         params = []
         for fan_in, units in itertools.pairwise(sizes):
-            drawn = rng.normal(size=(fan_in + 1, units)) / np.sqrt(fan_in)
+            drawn = scale_by_fan_in(rng.normal(size=(fan_in + 1, units)), fan_in)
             drawn = jnp.asarray(drawn, inputs.dtype)
             params.append((drawn[:-1], drawn[-1]))
         return params
@@ -314,5 +316,5 @@ class IllsRegressor(RegressorMixin, BaseEstimator):
 
 
 def _precision(dtype) -> contextlib.AbstractContextManager:
-    """Compute in float64 for float64 data, whatever the global setting."""
+    """Computes in float64 for float64 data, whatever the global setting."""
     return jax.enable_x64(dtype == np.float64)

@@ -30,7 +30,7 @@ class RunningInterpreter(AsyncKernelManager):
             argv=command,
             language="python",
             display_name="Python",
-            env={"JAX_DISABLE_MOST_OPTIMIZATIONS": "0"},
+            env={"JAX_DISABLE_MOST_OPTIMIZATIONS": "0", "XLA_FLAGS": ""},
         )
 
 

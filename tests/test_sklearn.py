@@ -12,7 +12,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import PolynomialFeatures
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from linboost_optax import IllsCode
+from linboost_optax.ills import IllsCode
 from linboost_optax.sklearn import IllsRegressor
 
 QUICK = {"hidden_layer_sizes": (8,), "max_iter": 30, "random_state": 0}

@@ -16,11 +16,11 @@ import numpy as np
 from sklearn.neural_network import MLPRegressor
 from tqdm import tqdm
 
-import linboost_optax as ills
 from benchmarks.job import BASELINE, Job, Options, Result
 from benchmarks.regression import tables
 from benchmarks.regression.problems import CORRUPTIONS, PROBLEMS, Split, load
 from benchmarks.regression.trainers import TRAINERS, Trainer
+from linboost_optax import ills
 
 ROUNDS = 5  # of the clock
 SKLEARN = "sklearn"  # its own loop, which has no curve: errors at the end only

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import optax
 from tqdm import tqdm
 
-import linboost_optax as ills
 from benchmarks.job import Job, Options, Result
 from benchmarks.tables import over_seeds, table
+from linboost_optax import ills
 
 FEATURES, UNITS, CHUNK = 20, 50, 8192
 ROWS, STEPS = 1_000_000, 5

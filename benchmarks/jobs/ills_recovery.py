@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-import linboost_optax as ills
 from benchmarks.job import Job, Options, Result
 from benchmarks.tables import number, table
+from linboost_optax import ills
 
 UNITS = 10  # of the teacher
 STUDENTS = ((UNITS, 0), (15, 0), (20, 0), (UNITS, 6))  # units and restarts

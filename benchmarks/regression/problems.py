@@ -15,7 +15,7 @@ import numpy as np
 from sklearn import datasets
 from sklearn.model_selection import train_test_split
 
-import linboost_optax as ills
+from linboost_optax import ills
 
 Draw = Callable[[int], tuple[np.ndarray, np.ndarray]]
 CORRUPTIONS = ("clean", "noise", "outliers")

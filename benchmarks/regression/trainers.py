@@ -18,8 +18,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-import linboost_optax as ills
 from benchmarks.regression.problems import CORRUPTIONS
+from linboost_optax import ills
 
 BATCH = 32
 RATES = (1e-3, 3e-3, 1e-2, 3e-2)

@@ -1,0 +1,185 @@
+"""Checks of the data: shapes at trace time, values where they are at hand."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from linboost_optax.ills._model.matrices import Matrices
+from linboost_optax.ills._model.network import Network
+from linboost_optax.ills._numerics.chunks import Batch
+
+# Beyond these a float32 Gram matrix loses the small directions (see `check_scale`).
+_MAX_SCALE = 100.0
+_MAX_OFFSET = 30.0
+
+
+def make_batch(
+    network: Network,
+    inputs: Any,
+    targets: Any,
+    sample_weight: Any,
+    mask: Any,
+    dtype: Any,
+    axis_name: Any,
+) -> Batch:
+    """Checks the data and normalises the weights to sum to 1 over all targets.
+
+    Args:
+      network: gives the numbers of inputs and outputs.
+      inputs: ``[sample, feature]``.
+      targets: ``[sample, output]``, or ``[sample]`` for one output.
+      sample_weight: ``[sample]`` or None.
+      mask: ``[sample, output]`` or ``[sample]``, true where a target is known; None
+        where all are.
+      dtype: of the parameters.
+      axis_name: mapped axis over which the samples are spread, or None.
+
+    Returns:
+      The ``Batch``, all of ``dtype``; missing targets are 0 with weight 0.
+
+    Raises:
+      ValueError: if a shape or, outside ``jit``, a value does not fit.
+    """
+    inputs, targets = jnp.asarray(inputs), jnp.asarray(targets)
+    check_inputs(network, inputs)
+    samples, outputs = inputs.shape[0], network.last.features_out
+    if targets.shape not in [(samples, outputs), (samples,) * (outputs == 1)]:
+        raise ValueError(
+            f"`targets` must have shape {(samples, outputs)}, one row a sample of "
+            f"`inputs` and one column an output of `{network.last.kernel}`, got "
+            f"{targets.shape}."
+        )
+    targets = targets.astype(dtype).reshape(samples, outputs)
+    weights = _sample_weights(sample_weight, samples, dtype)
+    if mask is not None:
+        known = _known(mask, samples, outputs)
+        targets = jnp.where(known, targets, 0)
+        weights = weights * known.astype(dtype)
+    if is_known(targets, weights):
+        _check_targets(network, targets, weights)
+    total = jnp.sum(weights) * (outputs // weights.shape[1])
+    if axis_name is not None:
+        total = jax.lax.psum(total, axis_name)
+    weights = weights / jnp.where(total > 0, total, 1)
+    return Batch(inputs.astype(dtype), targets, weights)
+
+
+def is_known(*arrays: Any) -> bool:
+    """Returns whether values can be looked at: not inside a transformation."""
+    return not any(isinstance(a, Tracer) for a in arrays)
+
+
+def check_inputs(network: Network, inputs: jax.Array) -> None:
+    """Raises unless the inputs have the shape and, outside ``jit``, are finite."""
+    width = network.layers[0].features_in
+    if inputs.ndim != 2 or inputs.shape[1] != width or inputs.shape[0] == 0:
+        raise ValueError(
+            f"`inputs` must have shape [sample, {width}] with at least one sample, as "
+            f"`{network.layers[0].kernel}` takes {width} features, got {inputs.shape}."
+        )
+    if is_known(inputs):
+        _check_finite("inputs", inputs)
+
+
+def check_scale(inputs: Any, dtype: Any) -> None:
+    """Refuses inputs that are far from standardised.
+
+    A feature whose spread is 1000 saturates every unit, and an offset of 100 spreads
+    makes it collinear with the bias in float32.
+
+    Raises:
+      ValueError: naming the first such feature.
+    """
+    x = np.asarray(inputs, np.float64)
+    spread, offset = x.std(axis=0), np.abs(x.mean(axis=0))
+    for j in range(x.shape[1]):
+        # A constant feature is harmless unless it is large.
+        limit = _MAX_OFFSET * spread[j] if spread[j] > 1e-6 * offset[j] else _MAX_SCALE
+        too_far = offset[j] > max(limit, 1.0) and dtype == jnp.float32
+        if spread[j] > _MAX_SCALE or offset[j] > _MAX_SCALE or too_far:
+            raise ValueError(
+                f"`inputs` must be about standardised, got feature {j} with mean "
+                f"{x[:, j].mean():.3g} and standard deviation {spread[j]:.3g}. "
+                "Standardise first: `(x - x.mean(0)) / x.std(0)`."
+            )
+
+
+def check_distinct_units(network: Network, matrices: Matrices) -> None:
+    """Refuses identical hidden units: their regressions would be identical for ever.
+
+    Raises:
+      ValueError: naming the layer and the two units.
+    """
+    for layer, matrix in zip(network.hidden, matrices[:-1], strict=True):
+        if not is_known(matrix):
+            return
+        seen: dict[bytes, int] = {}
+        for unit, column in enumerate(np.asarray(matrix).T):
+            first = seen.setdefault(np.ascontiguousarray(column).tobytes(), unit)
+            if first != unit:
+                raise ValueError(
+                    f"`{layer.kernel}` must have distinct units, got units {first} and "
+                    f"{unit} identical. Start from random weights, e.g. "
+                    "N(0, 1 / fan-in)."
+                )
+
+
+def _sample_weights(sample_weight: Any, samples: int, dtype: Any) -> jax.Array:
+    if sample_weight is None:
+        return jnp.ones((samples, 1), dtype)
+    weights = jnp.asarray(sample_weight)
+    if weights.shape != (samples,):
+        raise ValueError(
+            f"`sample_weight` must have shape {(samples,)}, got {weights.shape}. "
+            "Give one weight a sample."
+        )
+    if is_known(weights):
+        _check_finite("sample_weight", weights)
+        values = np.asarray(weights)
+        if values.min() < 0 or values.max() == 0:
+            raise ValueError(
+                "`sample_weight` must be >= 0 and not all 0, got "
+                f"minimum {values.min()} and maximum {values.max()}."
+            )
+    return weights.astype(dtype)[:, None]
+
+
+def _known(mask: Any, samples: int, outputs: int) -> jax.Array:
+    known = jnp.asarray(mask)
+    if known.dtype != jnp.bool_ or known.shape not in [
+        (samples, outputs),
+        (samples,) * (outputs == 1),
+    ]:
+        raise ValueError(
+            f"`mask` must be boolean of shape {(samples, outputs)}, true where the "
+            f"target is known, got {known.dtype} of shape {known.shape}."
+        )
+    known = known.reshape(samples, outputs)
+    if is_known(known) and not np.any(np.asarray(known)):
+        raise ValueError("`mask` must be true for at least one target, got none.")
+    return known
+
+
+def _check_finite(name: str, array: jax.Array) -> None:
+    bad = int(np.sum(~np.isfinite(np.asarray(array))))
+    if bad:
+        raise ValueError(
+            f"`{name}` must be finite, got {bad} NaN or infinite values. Drop or "
+            "impute them; for missing targets pass `mask`."
+        )
+
+
+def _check_targets(network: Network, targets: jax.Array, weights: jax.Array) -> None:
+    _check_finite("targets", targets)
+    last = network.last.activation
+    values = np.asarray(targets)
+    counted = np.broadcast_to(np.asarray(weights), values.shape) > 0
+    if np.any(counted & ((values < last.low) | (values > last.high))):
+        raise ValueError(
+            f"`targets` must lie in [{last.low}, {last.high}], the range of the output "
+            f"activation {last.name!r}, got {values.min()} to {values.max()}. "
+            "Rescale the targets or use an identity output."
+        )

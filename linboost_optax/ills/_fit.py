@@ -1,0 +1,249 @@
+"""Run ILLS until something ends it, and say what did."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from linboost_optax.ills._codes import IllsCode
+from linboost_optax.ills._data import check_scale, make_batch
+from linboost_optax.ills._loop import Patience, run_loop
+from linboost_optax.ills._model.matrices import read_matrices
+from linboost_optax.ills._model.network import Network
+from linboost_optax.ills._numerics.chunks import Batch
+from linboost_optax.ills._options import resolve
+from linboost_optax.ills._settings import Settings
+from linboost_optax.ills._stall import explain_stall
+from linboost_optax.ills._steps.iteration import IllsState
+from linboost_optax.ills._steps.restart import redraw_units
+from linboost_optax.ills._transformation import transformation
+
+
+class IllsResult(NamedTuple):
+    """Result of ``fit_ills``.
+
+    Attributes:
+      params: the trained parameters; with validation data the best on them.
+      code: what ended the run; ``code.message`` says it in words.
+      iterations: how many there were.
+      objectives: the best so far, ``[iteration]``; never rises.
+      validation: validation losses, ``[iteration]``; empty without such data.
+      state: of the transformation at the end of the run.
+    """
+
+    params: Any
+    code: IllsCode
+    iterations: int
+    objectives: np.ndarray
+    validation: np.ndarray
+    state: IllsState
+
+
+class Task(NamedTuple):
+    """What the runs of one fit have in common.
+
+    Attributes:
+      patience: when to stop.
+      data: to train on.
+      held_out: to stop early by, or None.
+    """
+
+    patience: Patience
+    data: Batch
+    held_out: Batch | None
+
+
+def fit_ills(
+    network: Network,
+    params: Any,
+    inputs: Any,
+    targets: Any,
+    *,
+    sample_weight: Any = None,
+    mask: Any = None,
+    validation: tuple[Any, Any] | None = None,
+    max_iter: int = 300,
+    tol: float = 1e-4,
+    patience: int = 10,
+    restarts: int = 0,
+    seed: int = 0,
+    polish: int = 0,
+    state: IllsState | None = None,
+    **options: Any,
+) -> IllsResult:
+    r"""Trains a network by ILLS until it converges.
+
+    It ends when, over the last ``patience`` accepted iterations, none lowered the
+    objective by more than ``tol`` of its value; with validation data, when the
+    validation loss has not reached a new minimum for ``patience`` iterations; after
+    ten rejected iterations in a row; or after ``max_iter`` iterations. The validation
+    loss is the mean squared error, or the mean absolute one where the loss is robust.
+
+    Args:
+      network: the dense layers, from ``network``, ``linen.network`` or
+        ``nnx.network``.
+      params: start values; random, distinct units, e.g. from ``init_mlp``.
+      inputs: ``[sample, feature]``, about standardised.
+      targets: ``[sample, output]`` or, for one output, ``[sample]``.
+      sample_weight: ``[sample]``, >= 0; default None is 1 for all.
+      mask: boolean, shaped like ``targets``, true where a target is known; default
+        None is all.
+      validation: ``(inputs, targets)`` for early stopping; default None.
+      max_iter: most iterations of a run, >= 1; default 300.
+      tol: relative gain that counts, in [0, 1); default 1e-4.
+      patience: iterations without such a gain that end a run, >= 1; default 10.
+      restarts: at most this many times after the run, draw the least useful fifth
+        of the hidden units anew, run again, and keep what is better; default 0.
+        A way out of local minima and dead units on clean data.
+      seed: of the restarts; default 0.
+      polish: at most this many iterations of Levenberg-Marquardt over all hidden
+        parameters after the run has converged; default 0. It costs the cube of
+        their number and pays on small noise-free problems.
+      state: of an earlier result, to go on from it; default None, a fresh one.
+      **options: those of ``ills``.
+
+    Returns:
+      An ``IllsResult``.
+
+    Raises:
+      ValueError: if the data are empty, not finite, far from standardised, of the
+        wrong shape or outside the output activation's range; if hidden units are
+        identical; if an argument is out of its range.
+      TypeError: as ``ills`` does.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from linboost_optax import ills
+      >>> x = jax.random.normal(jax.random.key(0), (200, 3))
+      >>> y = jnp.sin(x[:, 0]) + x[:, 1] * x[:, 2]
+      >>> params = ills.init_mlp(jax.random.key(1), (3, 20, 1))
+      >>> result = ills.fit_ills(ills.network(params), params, x, y, max_iter=50)
+      >>> bool(result.objectives[-1] < 0.01 * jnp.var(y))
+      True
+
+    References:
+      Khadilkar (2023), arXiv:2307.05189; see ``ills``.
+    """
+    _check_limits(max_iter, tol, patience, polish, restarts)
+    settings = resolve(network, **options)
+    fresh: Any = transformation(settings).init(params)
+    begin = fresh if state is None else state._replace(rejected=fresh.rejected)
+    dtype = read_matrices(network, params)[0].dtype
+    data = make_batch(network, inputs, targets, sample_weight, mask, dtype, None)
+    check_scale(inputs, dtype)
+    held_out = _held_out(network, validation, dtype)
+    task = Task(Patience(1.0 - tol, patience), data, held_out)
+    params = jax.tree.map(jnp.asarray, params)
+
+    result = _run(settings, task, params, begin, max_iter)
+    for draw in range(restarts):
+        if result.code == IllsCode.NOT_FINITE or _is_exact(result, data):
+            break
+        key = jax.random.fold_in(jax.random.key(seed), draw)
+        start = redraw_units(key, network, result.params, data)
+        # A robust objective is comparable at one scale of one loss only.
+        again = fresh._replace(scale=result.state.scale, settled=result.state.settled)
+        result = _better(result, _run(settings, task, start, again, max_iter))
+    if polish and result.code not in (IllsCode.NOT_FINITE, IllsCode.EARLY_STOPPED):
+        result = _joined(result, _polished(settings, task, result, polish))
+    return result
+
+
+def _run(
+    settings: Settings, task: Task, params: Any, state: IllsState, max_iter: int
+) -> IllsResult:
+    settings = jax.tree.map(float, settings)
+    progress = run_loop(
+        settings,
+        task.patience,
+        params,
+        state,
+        task.data,
+        task.held_out,
+        max_iter=max_iter,
+    )
+    ran = int(progress.iteration)
+    code = IllsCode(int(progress.code))
+    if code == IllsCode.STALLED:
+        matrices = read_matrices(settings.network, progress.params)
+        code = explain_stall(settings, matrices, progress.state, task.data)
+    validated = task.held_out is not None
+    return IllsResult(
+        params=progress.best if validated else progress.params,
+        code=code,
+        iterations=ran,
+        objectives=np.asarray(progress.objectives)[:ran],
+        validation=np.asarray(progress.validation)[: ran if validated else 0],
+        state=progress.state,
+    )
+
+
+def _polished(
+    settings: Settings, task: Task, result: IllsResult, max_iter: int
+) -> IllsResult:
+    """Returns a run of the method that ends a converged one, from where it ended."""
+    settings = dataclasses.replace(settings, method=settings.method.polishing())
+    damping = jnp.asarray(settings.damping, result.state.damping.dtype)
+    state = result.state._replace(damping=damping, rejected=jnp.int32(0))
+    return _run(settings, task, result.params, state, max_iter)
+
+
+def _better(first: IllsResult, second: IllsResult) -> IllsResult:
+    """Returns the run that ended lower, with the history of both."""
+    curves = (
+        (first.validation, second.validation)
+        if len(first.validation)
+        else (first.objectives, second.objectives)
+    )
+    winner = second if np.nanmin(curves[1]) < np.nanmin(curves[0]) else first
+    both = _joined(first, second)
+    return winner._replace(
+        iterations=both.iterations,
+        objectives=np.minimum.accumulate(both.objectives),
+        validation=both.validation,
+    )
+
+
+def _is_exact(result: IllsResult, data: Batch) -> bool:
+    """Returns whether the error is below a thousandth of the targets' size."""
+    weights = jnp.broadcast_to(data.weights, data.targets.shape)
+    size = float(jnp.sum(weights * data.targets**2))
+    return bool(result.objectives[-1] <= 1e-6 * size)
+
+
+def _joined(first: IllsResult, second: IllsResult) -> IllsResult:
+    return second._replace(
+        iterations=first.iterations + second.iterations,
+        objectives=np.concatenate([first.objectives, second.objectives]),
+        validation=np.concatenate([first.validation, second.validation]),
+    )
+
+
+def _held_out(network: Network, validation: Any, dtype: Any) -> Batch | None:
+    if validation is None:
+        return None
+    if not isinstance(validation, tuple) or len(validation) != 2:
+        raise ValueError(
+            "`validation` must be a pair (inputs, targets), got "
+            f"{type(validation).__name__}."
+        )
+    return make_batch(network, *validation, None, None, dtype, None)
+
+
+def _check_limits(
+    max_iter: Any, tol: Any, patience: Any, polish: Any, restarts: Any
+) -> None:
+    for name, value in (("max_iter", max_iter), ("patience", patience)):
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(
+                f"`{name}` must be an integer >= 1, got {value!r}. Use e.g. 100."
+            )
+    if not 0 <= tol < 1:
+        raise ValueError(f"`tol` must be in [0, 1), got {tol}. Use e.g. 1e-4.")
+    for name, value in (("polish", polish), ("restarts", restarts)):
+        if not isinstance(value, int) or value < 0:
+            raise ValueError(
+                f"`{name}` must be an integer >= 0, got {value!r}. 0 leaves it out."
+            )

@@ -1,0 +1,1 @@
+"""Sums over samples and the least-squares problems made of them."""

@@ -1,0 +1,65 @@
+"""Why a run that stalled did: rounding, dead units or singular regressions."""
+
+import jax.numpy as jnp
+import numpy as np
+
+from linboost_optax.ills._codes import IllsCode
+from linboost_optax.ills._model.matrices import Matrices, forward
+from linboost_optax.ills._numerics.chunks import Batch, sum_over_chunks
+from linboost_optax.ills._numerics.least_squares import weighted_gram
+from linboost_optax.ills._settings import Settings
+from linboost_optax.ills._steps.iteration import IllsState
+
+# A unit whose slope is below this on every sample is dead.
+_DEAD_SLOPE = 1e-4
+
+
+def explain_stall(
+    settings: Settings, matrices: Matrices, state: IllsState, batch: Batch
+) -> IllsCode:
+    """Returns the code of a run that ended by rejections in a row."""
+    slopes = _largest_slopes(settings, matrices, batch)
+    if any(np.all(slope < _DEAD_SLOPE) for slope in slopes):
+        return IllsCode.STALLED_DEAD_UNITS  # The gradient is 0, but for no good reason.
+    if _is_at_rounding(settings, matrices, state, batch):
+        return IllsCode.TOLERANCE
+    if any(np.any(slope < _DEAD_SLOPE) for slope in slopes):
+        return IllsCode.STALLED_DEAD_UNITS
+    if settings.ridge == 0 and _has_dependent_inputs(settings, matrices, batch):
+        return IllsCode.STALLED_SINGULAR
+    return IllsCode.STALLED
+
+
+def _is_at_rounding(
+    settings: Settings, matrices: Matrices, state: IllsState, batch: Batch
+) -> bool:
+    """Returns whether the objective, or the gradient of it, is down to rounding."""
+    epsilon = float(jnp.finfo(batch.targets.dtype).eps)
+    weights = jnp.broadcast_to(batch.weights, batch.targets.shape)
+    size = float(jnp.sum(weights * batch.targets**2))
+    value = float(state.objective)
+    if value <= (30 * epsilon) ** 2 * size or not settings.network.hidden:
+        return True
+    return settings.method.is_stationary(settings, matrices, value, batch)
+
+
+def _largest_slopes(
+    settings: Settings, matrices: Matrices, batch: Batch
+) -> list[np.ndarray]:
+    slopes = forward(settings.network, matrices, batch.inputs.T).slopes
+    return [np.max(np.abs(np.asarray(s)), axis=1) for s in slopes]
+
+
+def _has_dependent_inputs(settings: Settings, matrices: Matrices, batch: Batch) -> bool:
+    def chunk(part: Batch):
+        weights = jnp.mean(part.weights, axis=0, keepdims=True)
+        inputs = forward(settings.network, matrices, part.inputs).inputs
+        return [weighted_gram(x, weights)[0] for x in inputs[:-1]]
+
+    for gram in sum_over_chunks(chunk, batch, settings.chunk_size, None):
+        gram = np.asarray(gram, np.float64)
+        scale = np.sqrt(np.where(np.diagonal(gram) > 0, np.diagonal(gram), 1))
+        smallest = np.linalg.eigvalsh(gram / np.outer(scale, scale))[0]
+        if smallest < 10 * len(gram) * np.finfo(np.float32).eps:
+            return True
+    return False

@@ -1,0 +1,1 @@
+"""The steps of an iteration, and the choices there are for each."""

@@ -1,0 +1,133 @@
+"""Runs to convergence: result codes, restarts, polishing, going on."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from linboost_optax import ills
+from linboost_optax.ills import IllsCode
+from linboost_optax.ills._numerics.chunks import Batch
+from linboost_optax.ills._steps.restart import redraw_units
+from tests.ills.problems import (
+    X,
+    Y,
+    fit,
+    never_rises,
+    problem,
+    run,
+    stepper,
+    tanh_teacher,
+)
+
+
+def test_interrupted_run_goes_on_as_if_it_had_not_been():
+    x, y = problem(0, 40, 3, 1)
+    params = ills.init_mlp(jax.random.key(0), (3, 5, 1))
+    fit_on = functools.partial(ills.fit_ills, ills.network(params), tol=0.0, max_iter=5)
+    first = fit_on(params, x, y)
+    second = fit_on(first.params, x, y, state=first.state)
+    _, _, want = run(*stepper(3, (5,), 1, ()), params, x, y, 10)
+    got = np.concatenate([first.objectives, second.objectives])
+    np.testing.assert_allclose(got, want, rtol=1e-3)
+
+
+def test_identical_units_are_refused():
+    params = [(jnp.ones((2, 4)), jnp.zeros(4)), (jnp.ones((4, 1)), jnp.zeros(1))]
+    with pytest.raises(ValueError, match="distinct units, got units 0 and 1 identical"):
+        fit(X, Y, params=params)
+
+
+def test_code_max_iter():
+    result = fit(X, Y, max_iter=3)
+    assert result.code == IllsCode.MAX_ITER
+    assert result.iterations == len(result.objectives) == 3
+    assert "Raise it" in result.code.message
+
+
+def test_code_tolerance():
+    result = fit(X, Y, tol=0.2, patience=2)
+    assert result.code == IllsCode.TOLERANCE
+    assert result.code.converged
+    gains = -np.diff(result.objectives) / result.objectives[:-1]
+    accepted = gains[gains > 0]
+    assert np.all(accepted[-2:] < 0.2)
+
+
+def test_code_early_stopped_returns_the_best_on_validation_data():
+    x, y = problem(1, 40, 2, 1)
+    noisy = Y + 0.5 * jax.random.normal(jax.random.key(9), Y.shape)
+    result = fit(X, noisy, sizes=(2, 30, 1), validation=(x, y), patience=5)
+    assert result.code == IllsCode.EARLY_STOPPED
+    net = ills.network(result.params)
+    error = jnp.mean((ills.predict(net, result.params, x) - y) ** 2)
+    np.testing.assert_allclose(error, result.validation.min(), rtol=1e-4)
+    assert len(result.validation) == result.iterations
+    assert result.validation.argmin() == result.iterations - 6
+
+
+def test_code_stalled_on_dead_units():
+    params = ills.init_mlp(jax.random.key(0), (2, 4, 1))
+    params = [(params[0][0], params[0][1] + 100.0), params[1]]
+    result = fit(X, Y, params=params)
+    assert result.code == IllsCode.STALLED_DEAD_UNITS
+    assert "dead" in result.code.message
+
+
+def test_code_stalled_published():
+    result = fit(X, Y, sizes=(2, 4, 1), method="published", max_iter=200, tol=0.0)
+    assert result.code == IllsCode.STALLED
+    assert not result.code.converged
+
+
+def test_code_not_finite():
+    params = ills.init_mlp(jax.random.key(0), (2, 4, 1))
+    params = [params[0], (params[1][0] * jnp.inf, params[1][1])]
+    result = fit(X, Y, params=params, max_iter=3)
+    assert result.code == IllsCode.NOT_FINITE
+    assert result.iterations == 1
+
+
+def test_exact_fit_is_convergence_not_a_stall():
+    """A linear network on a linear target has nothing left to gain."""
+    params = [(jnp.ones((2, 1)), jnp.zeros(1))]
+    result = fit(X, X @ jnp.asarray([[1.0], [2.0]]), params=params)
+    assert result.code == IllsCode.TOLERANCE
+
+
+def test_restarts_leave_a_local_minimum():
+    """A student as narrow as its teacher gets stuck from this start, and out again."""
+    x, y = tanh_teacher(4)
+    params = ills.init_mlp(jax.random.key(4), (5, 10, 1))
+    net = ills.network(params)
+    stuck = ills.fit_ills(net, params, x, y, max_iter=150)
+    out = ills.fit_ills(net, params, x, y, max_iter=150, restarts=3)
+    assert stuck.objectives[-1] > 1e-3 > 10 * out.objectives[-1]
+    assert never_rises(out.objectives)
+    assert len(out.objectives) == out.iterations > stuck.iterations
+    residual = ills.predict(net, out.params, x) - y
+    assert float(jnp.mean(residual**2)) <= out.objectives[-1] * (1 + 1e-3)
+
+
+def test_redrawn_units_leave_the_others_alone():
+    params = ills.init_mlp(jax.random.key(0), (2, 10, 1))
+    params[1] = (params[1][0].at[jnp.asarray([3, 7])].set(0.0), params[1][1])
+    net = ills.network(params)
+    batch = Batch(X, Y, jnp.full((30, 1), 1 / 30))
+    new = redraw_units(jax.random.key(1), net, params, batch)
+    np.testing.assert_allclose(
+        ills.predict(net, new, X), ills.predict(net, params, X), rtol=1e-5, atol=1e-6
+    )
+    moved = np.flatnonzero(np.any(np.asarray(new[0][0] != params[0][0]), axis=0))
+    np.testing.assert_array_equal(moved, [3, 7])
+
+
+def test_polish_lowers_what_converged():
+    x, y = problem(0, 100, 2, 1)
+    plain = fit(x, y, sizes=(2, 6, 1), max_iter=40)
+    polished = fit(x, y, sizes=(2, 6, 1), max_iter=40, polish=40)
+    assert polished.objectives[-1] < plain.objectives[-1]
+    assert never_rises(polished.objectives)
+    assert polished.iterations > plain.iterations

@@ -1,0 +1,37 @@
+"""The guides are executed: every Python block of a file, in order."""
+
+import re
+from pathlib import Path
+
+import jax
+import pytest
+
+ROOT = Path(__file__).parent.parent
+GUIDES = sorted((ROOT / "docs").glob("*.md"))
+
+# User code is not held to strict promotion, as in the README.
+pytestmark = pytest.mark.lenient("guides are user code")
+
+
+def test_there_is_a_guide_to_ills():
+    assert "ills.md" in [path.name for path in GUIDES]
+
+
+@pytest.mark.parametrize("path", GUIDES, ids=lambda path: path.stem)
+def test_blocks_run_in_order(path):
+    text = path.read_text()
+    blocks = list(re.finditer(r"^```python\n(.*?)^```$", text, re.M | re.S))
+    assert blocks
+    names = {}
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        for block in blocks:
+            # Line numbers of an error are those of the guide.
+            above = "\n" * text[: block.start(1)].count("\n")
+            exec(compile(above + block[1], str(path), "exec"), names)
+
+
+@pytest.mark.parametrize("path", GUIDES, ids=lambda path: path.stem)
+def test_links_and_files_exist(path):
+    text = path.read_text()
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", text)
+    assert not [link for link in links if not (path.parent / link).exists()]
