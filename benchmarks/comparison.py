@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from benchmarks import analysis
-from benchmarks.job import BASELINE, Result
+from benchmarks.job import Result
 from benchmarks.tables import number, over_seeds, table
 
 
@@ -49,13 +49,12 @@ def losses(results: Sequence[Result]) -> str:
 def short(results: Sequence[Result], names: Sequence[str]) -> str:
     """Medians for a few optimizers: what README.md has room for."""
     labels = {name: label for name, label in _labels(results).items() if name in names}
-    others = list(labels.values())[1:]
-    header = ["task", f"steps / time to Adam's best loss: {others[0]}", *others[1:]]
-    header += [f"lowest loss: {labels[BASELINE]}", *others]
+    first, *others = labels.values()
+    header = ["steps / time to Adam's best loss", *others, f"lowest: {first}", *others]
     rows = [
         [_title(result)]
         + [_reached(result, name, _median) for name in list(labels)[1:]]
-        + [number(_lowest(result, name)) for name in labels]
+        + [number(_lowest(result, name), "{:.2g}") for name in labels]
         for result in results
     ]
     return table(header, rows)

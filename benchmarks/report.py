@@ -13,7 +13,7 @@ from benchmarks.jobs import JOBS
 Results = dict[str, dict[str, Result]]  # by job and task
 
 # The table of README.md: what it is about, where it wins, and where it does not.
-README_TASKS = ("digits_autoencoder", "cnn", "cnn_batch_norm", "transformer", "gru")
+README_TASKS = ("digits_autoencoder", "autoencoder_784", "cnn", "transformer", "gru")
 README_OPTIMIZERS = ("adam", "muon", "lnb", "whiten")
 
 INTRODUCTION = """\
