@@ -3,6 +3,7 @@
 import contextlib
 import os
 from importlib.metadata import version
+from pathlib import Path
 
 # Nearly all the time of a test goes into compiling code that then runs once: without
 # XLA's optimizations two of the files took 0.4 of the time, and without its fusion
@@ -10,6 +11,11 @@ from importlib.metadata import version
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 if version("jaxlib").startswith(("0.8.", "0.9.", "0.10.")):  # XLA dies of unknown flags
     os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
+# What one test or process has compiled, no other compiles again, nor does the next run.
+CACHE = Path(__file__).parent.parent / ".pytest_cache" / "jax"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import jax
 import pytest
