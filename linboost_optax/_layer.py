@@ -10,6 +10,7 @@ written out; most code keeps it apart, as the pair ``Affine(w, b)``.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Hashable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -39,6 +40,12 @@ class Affine(NamedTuple):
 def join(path: Path) -> str:
     """Returns a path as one name; a slash inside a name is doubled."""
     return "/".join(name.replace("/", "//") for name in path)
+
+
+def split(name: str) -> Path:
+    """Undoes ``join``."""
+    parts = re.split("(?<!/)/(?!/)", name)
+    return tuple(part.replace("//", "/") for part in parts)
 
 
 @dataclass(frozen=True)
@@ -110,6 +117,16 @@ class Layer:
     def __str__(self) -> str:
         """The layer's name for people: the root is a dot, as in the table."""
         return self.key or "."
+
+    def check_input(self, x: jax.Array) -> None:
+        """Raises if the statistic holds inputs of another shape than ``x``'s."""
+        if not self.statistic.additive and x.shape != self.input_shape:
+            raise ValueError(
+                f"layer '{self}' has `statistic` '{self.statistic.name}' for inputs of "
+                f"shape {self.input_shape}, got {x.shape}. Make the taps again for "
+                "this shape, or use 'gram' or 'moments', which take any number of "
+                "samples."
+            )
 
     def without_bias(self) -> Layer:
         """Returns the layer as one whose bias is no parameter of the problem."""

@@ -3,9 +3,9 @@
 - A *kind* subclasses ``Kind``; ``linen.register`` tells the adapter which modules are
   of it.
 - A *statistic* subclasses ``Statistic``; pass an instance as ``statistic=``.
-- A *solver* has ``bind(layer)``, which returns what ``Solves`` describes, and to whiten
-  ``bind_factor(layer)``, which returns what ``Whitens`` describes. Pass it as
-  ``solver=``. ``solve_with`` and ``whiten_with`` teach ``Cholesky`` a statistic.
+- A *solver* has ``bind(layer)``, which returns what ``Solves`` or ``SolvesFrom``
+  describes, and to whiten ``bind_factor(layer)``, which returns what ``Whitens``
+  describes. Pass it as ``solver=``. ``cholesky_on`` teaches ``Cholesky`` a statistic.
 
 ``CONTRIBUTING.md`` has a recipe for each.
 """
@@ -13,8 +13,14 @@
 from linboost_optax._kinds import Conv, Dense, Embed, Kind
 from linboost_optax._kinds.base import some_rows
 from linboost_optax._layer import Affine, Layer
-from linboost_optax._solvers.base import Solver, Solves, WhiteningSolver, Whitens
-from linboost_optax._solvers.cholesky import solve_with, whiten_with
+from linboost_optax._solvers.base import (
+    Solver,
+    Solves,
+    SolvesFrom,
+    WhiteningSolver,
+    Whitens,
+)
+from linboost_optax._solvers.cholesky import cholesky_on
 from linboost_optax._solvers.elimination import center, uncenter, where_seen
 from linboost_optax._statistics.base import (
     BlockMoments,
@@ -25,6 +31,7 @@ from linboost_optax._statistics.base import (
     mean_of,
     per_block,
     struct,
+    with_constant,
 )
 
 __all__ = [
@@ -39,17 +46,18 @@ __all__ = [
     "SecondMoment",
     "Solver",
     "Solves",
+    "SolvesFrom",
     "Statistic",
     "WhiteningSolver",
     "Whitens",
     "batched_ones",
     "center",
+    "cholesky_on",
     "mean_of",
     "per_block",
-    "solve_with",
     "some_rows",
     "struct",
     "uncenter",
     "where_seen",
-    "whiten_with",
+    "with_constant",
 ]

@@ -1,6 +1,8 @@
 """A kind of layer, a statistic and a solver from outside the package."""
 
+import functools
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -11,7 +13,6 @@ import pytest
 
 import linboost_optax as lbo
 from linboost_optax import extend, linen
-from linboost_optax._statistics.gram import GramSums
 from tests.networks import data, squared_error, train_step
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}  # float32
@@ -65,25 +66,39 @@ linen.register(
 # --- the moments of what is positive ----------------------------------------------
 
 
+class Matrix(NamedTuple):
+    """Products with the second moment of what is positive."""
+
+    count: jax.Array
+    mean: jax.Array
+    outer: jax.Array
+
+    def product(self, v):
+        w = jnp.einsum("kde,keo->kdo", self.outer, v.w)
+        return extend.with_constant(self.mean, w, v)
+
+
 @dataclass(frozen=True)
 class Positive(extend.Statistic):
-    name = "positive"
-
     def shapes(self, layer):
-        each = extend.struct(layer, layer.kind.groups, layer.kind.channels)
-        return {"count": extend.struct(layer, 1), "sum": each, "sum_sq": each}
+        each = extend.struct(layer, layer.kind.groups, layer.kind.features)
+        outer = extend.struct(layer, *each.shape, layer.kind.features)
+        return {"count": extend.struct(layer, 1), "sum": each, "outer": outer}
 
     def measure(self, layer, x, g):
-        x = jnp.maximum(layer.kind.samples(x), 0)
-        ones = extend.batched_ones(x[:, 0, :1], x.dtype)
-        return {"count": ones.sum(0), "sum": x.sum(0), "sum_sq": jnp.square(x).sum(0)}
+        x = jnp.maximum(layer.kind.design(x), 0)
+        count = jnp.sum(extend.batched_ones(x[0, :, :1], x.dtype), axis=0)
+        outer = jnp.einsum("gnd,gne->gde", x, x)
+        return {"count": count, "sum": x.sum(axis=1), "outer": outer}
 
     def moments(self, layer, value):
+        count, mean, outer = self.second_moment(layer, value)
+        return extend.BlockMoments(count, mean, jnp.diagonal(outer, axis1=1, axis2=2))
+
+    def second_moment(self, layer, value):
         count = extend.per_block(layer, value["count"])
-        sums = (value["sum"], value["sum_sq"])
-        return extend.BlockMoments(
-            count, *(extend.mean_of(layer, s, count) for s in sums)
-        )
+        sums = (value["sum"], value["outer"])
+        return Matrix(count, *(extend.mean_of(layer, s, count) for s in sums))
 
 
 # --- a solver that divides by the mean square -------------------------------------
@@ -96,23 +111,42 @@ class MeanSquare:
     def bind(self, layer):
         return OfLayer(layer, self.ridge)
 
+    def bind_factor(self, layer):
+        return OfLayer(layer, self.ridge)
+
 
 @dataclass(frozen=True)
-class OfLayer(extend.Solves):
+class OfLayer(extend.Solves, extend.Whitens):
     layer: extend.Layer
     ridge: float
 
     def init(self):
-        return ()
+        return jnp.ones((self.layer.blocks, self.layer.features, 1))
 
     def read(self, value):
         return self.layer.statistic.moments(self.layer, value)
 
     def update(self, state, view, step):
-        return state
+        new = view.mean_sq[..., None] + self.ridge
+        return extend.where_seen(view.count > 0, new, state)
 
-    def solve(self, state, view, g, start):
-        return g._replace(w=g.w / (view.mean_sq[:, :, None] + self.ridge))
+    def solve(self, state, view, g):
+        return g._replace(w=g.w / state)
+
+    def whiten(self, state, g):
+        return g._replace(w=g.w / jnp.sqrt(state))
+
+    unwhiten = whiten
+
+    def coordinates(self, state, w):
+        return w._replace(w=w.w * jnp.sqrt(state))
+
+
+class OnlySolves:
+    """What a solver has at least."""
+
+    def bind(self, layer):
+        return OfLayer(layer, 0.1)
 
 
 MODELS = {
@@ -141,9 +175,22 @@ def train(model, batch, params, taps, tx, steps=60):
 @pytest.mark.parametrize("name", MODELS)
 def test_each_trains_with_each(name, solver, statistic):
     model, batch, params, taps = setting(name, statistic)
-    tx = lbo.lnb(optax.linear_schedule(0.1, 0.0, 60), taps, solver)
-    _, losses = train(model, batch, params, taps, tx)
-    assert losses[-1] < 0.6 * losses[0]
+    schedule = optax.linear_schedule(0.1, 0.0, 60)
+    for tx in (
+        lbo.lnb(schedule, taps, solver),
+        lbo.whiten(optax.adamw(schedule), taps, solver),
+    ):
+        _, losses = train(model, batch, params, taps, tx)
+        assert losses[-1] < 0.6 * losses[0]
+
+
+def test_whitened_gradient_descent_is_the_solver_itself():
+    model, batch, params, taps = setting("flax", Positive())
+    lnb = lbo.lnb(10.0, taps, MeanSquare(), b_g=0.0, min_norm=1e3, weight_decay=0.0)
+    sgd = lbo.whiten(optax.sgd(0.01), taps, MeanSquare())
+    got, want = (train(model, batch, params, taps, tx, 5)[0] for tx in (lnb, sgd))
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(a, b, **CLOSE)
 
 
 def as_flax(params):
@@ -172,58 +219,77 @@ def test_a_kind_trains_like_the_same_map_in_flax(statistic):
         np.testing.assert_allclose(a, b, **CLOSE)
 
 
-def test_a_statistic_and_a_solver_are_what_they_say():
-    model, batch, params, taps = setting("flax", Positive())
+def first_update(solver, statistic=None):
+    """What becomes of the first layer's gradient, and both by hand."""
+    model, batch, params, taps = setting("flax", statistic or Positive())
     _, grads, stats = linen.value_and_grad(squared_error(model), taps)(params, batch)
-    positive = np.maximum(np.asarray(batch[0], np.float64), 0)
-    np.testing.assert_allclose(stats["layers_0"]["sum"][0], positive.sum(0), **CLOSE)
-    tx = lbo.scale_by_lnb(taps, MeanSquare(0.5), b_g=0.0, min_norm=1e3)
+    tx = lbo.scale_by_lnb(taps, solver, b_g=0.0, min_norm=1e3)
     updates, _ = tx.update(grads, tx.init(params), params, stats=stats)
+    positive = np.maximum(np.asarray(batch[0], np.float64), 0)
+    g = {k: np.asarray(v, np.float64) for k, v in grads["layers_0"].items()}
+    return 1e3 * updates["layers_0"]["kernel"], g, positive, stats["layers_0"]
+
+
+def test_a_statistic_and_a_solver_are_what_they_say():
+    got, g, positive, stats = first_update(MeanSquare(0.5))
+    np.testing.assert_allclose(stats["sum"][0], positive.sum(0), **CLOSE)
     square = np.square(positive).mean(0)[:, None] + 0.5
-    want = np.asarray(grads["layers_0"]["kernel"]) / square / 1e3
-    np.testing.assert_allclose(updates["layers_0"]["kernel"], want, **CLOSE)
+    np.testing.assert_allclose(got, g["kernel"] / square, **CLOSE)
 
 
-def test_a_solver_without_a_factor_does_not_whiten():
-    _, _, _, taps = setting("flax", "gram")
-    with pytest.raises(ValueError, match=r"MeanSquare.* has no factor for layer 'lay"):
-        lbo.whiten(optax.adam(0.1), taps, MeanSquare())
+def test_conjugate_gradients_multiply_by_a_statistic_that_can():
+    solver = lbo.ConjugateGradient(ridge=0.5, iterations=40, tolerance=0.0)
+    got, g, positive, _ = first_update(solver)
+    tilde = np.c_[positive, np.ones(len(positive))]
+    second = tilde.T @ tilde / len(tilde) + np.diag([0.5] * 5 + [0])
+    want = np.linalg.solve(second, np.r_[g["kernel"], g["bias"][None]])
+    np.testing.assert_allclose(got, want[:-1], rtol=1e-3, atol=1e-4)
 
 
 def test_cholesky_can_be_taught_a_statistic():
     @dataclass(frozen=True)
-    class Doubled(extend.Statistic):
-        name = "doubled"
+    class Taught(Positive):
+        pass
 
-        def shapes(self, layer):
-            return lbo.Gram().shapes(layer)
+    @extend.cholesky_on.register
+    def _(statistic: Taught, solver, layer, whitens):
+        return OfLayer(layer, solver.ridge)
 
-        def measure(self, layer, x, g):
-            return lbo.Gram().measure(layer, x, g)
+    got, g, positive, _ = first_update(lbo.Cholesky(ridge=0.5), Taught())
+    square = np.square(positive).mean(0)[:, None] + 0.5
+    np.testing.assert_allclose(got, g["kernel"] / square, **CLOSE)
 
-        def moments(self, layer, value):
-            return lbo.Gram().moments(layer, value)
 
-        def second_moment(self, layer, value):
-            twice = GramSums(value.count, value.sum, 2 * value.outer)
-            return lbo.Gram().second_moment(layer, twice)
+def test_a_solver_without_a_factor_does_not_whiten():
+    _, _, _, taps = setting("flax", "gram")
+    assert lbo.lnb(0.1, taps, OnlySolves())
+    with pytest.raises(ValueError, match=r"OnlySolves.* has no factor for layer 'lay"):
+        lbo.whiten(optax.adam(0.1), taps, OnlySolves())
 
-    @extend.solve_with.register
-    def _(statistic: Doubled, solver, layer):
-        gram = extend.solve_with.dispatch(lbo.Gram)
-        return gram(statistic, solver, layer)
 
-    def updates(statistic, ridge, biased=False):
-        model, (x, y) = nn.Dense(2, use_bias=biased), data(outputs=2)
-        params = model.init(jax.random.key(0), x)["params"]
-        taps = linen.taps(model, x, statistic=statistic)
-        grad = linen.value_and_grad(squared_error(model), taps)
-        _, grads, stats = grad(params, (x, y))
-        tx = lbo.scale_by_lnb(taps, lbo.Cholesky(ridge=ridge), min_norm=1e3)
-        return tx.update(grads, tx.init(params), params, stats=stats)[0]["kernel"]
+def test_a_contract_that_is_not_kept_is_an_error():
+    class Forgetful(extend.Solves):
+        def init(self):
+            return ()
 
-    got, want = updates(Doubled(), 0.2), updates(lbo.Gram(), 0.1)
-    np.testing.assert_allclose(2 * got, want, **CLOSE)
+    with pytest.raises(TypeError, match="abstract"):
+        Forgetful()
+
+
+def test_statistics_are_chosen_by_rules():
+    class Narrow:
+        def choose(self, kind):
+            return lbo.Gram() if kind.features < 6 else lbo.Moments()
+
+    _, _, _, taps = setting("flax", Narrow())
+    assert [layer.statistic.name for layer in taps.layers] == ["gram", "moments"]
+
+    class Wrong:
+        def choose(self, kind):
+            return "gram"
+
+    with pytest.raises(TypeError, match=r"must choose a statistic for Dense .*'gram'"):
+        setting("flax", Wrong())
 
 
 @pytest.mark.parametrize(
@@ -244,31 +310,90 @@ def test_a_registered_layer_may_decline():
         gate: bool
 
         @nn.compact
-        def __call__(self, *, other=1.0, signal=None):
-            del other
+        def __call__(self, signal, other=1.0):
             kernel = self.param("kernel", nn.initializers.lecun_normal(), (5, 2))
-            return signal @ (jnp.tanh(kernel) if self.gate else kernel)
+            return other * signal @ (jnp.tanh(kernel) if self.gate else kernel)
 
     def describe(module, x):
         return "gated kernel" if module.gate else extend.Dense((), (5,), (2,))
 
-    with pytest.raises(TypeError, match="`module` must take its input first"):
-        linen.register(Gated, describe)
-
-    class Positional(Gated):
-        @nn.compact
-        def __call__(self, signal, other=1.0):
-            return super().__call__(other=other, signal=signal)
-
-    linen.register(Positional, describe)
+    linen.register(Gated, describe)
     x = data()[0]
-    model = nn.Sequential([nn.Dense(5), Positional(True)])
+    model = nn.Sequential([nn.Dense(5), Gated(True)])
     assert linen.taps(model, x).plain[0].reason == "gated kernel"
 
     class ByName(nn.Module):
         @nn.compact
         def __call__(self, x):
-            return Positional(False)(other=2.0, signal=x)
+            return Gated(False)(other=2.0, signal=x)
 
     (layer,) = linen.taps(ByName(), x).layers
     assert layer.input_shape == x.shape
+
+
+def test_a_class_that_takes_no_input_first_is_refused():
+    class KeywordsOnly(nn.Module):
+        def __call__(self, *, x):
+            return x
+
+    with pytest.raises(TypeError, match="`module` must take its input first, got Key"):
+        linen.register(KeywordsOnly, lambda module, x: "nothing")
+
+
+def test_a_subclass_is_registered_for_itself():
+    class Special(nn.Dense):
+        pass
+
+    linen.register(Special, lambda module, x: "left alone")
+    model = nn.Sequential([nn.Dense(4), Special(3)])
+    taps = linen.taps(model, data()[0])
+    assert [layer.key for layer in taps.layers] == ["layers_0"]
+    assert {p.reason for p in taps.plain} == {"left alone"}
+
+
+def test_a_decorated_call_is_found():
+    def logged(method):
+        @functools.wraps(method)
+        def wrapper(self, x):
+            return method(self, x)
+
+        return wrapper
+
+    class Logged(nn.Module):
+        @nn.compact
+        @logged
+        def __call__(self, x):
+            return x @ self.param("kernel", nn.initializers.lecun_normal(), (5, 2))
+
+    linen.register(Logged, lambda module, x: extend.Dense((), (5,), (2,)))
+    (layer,) = linen.taps(nn.remat(Logged)(), data()[0]).layers
+    assert layer.kind.kernel_shape == (5, 2)
+
+
+@pytest.mark.parametrize(
+    ("describe", "options", "error", "message"),
+    [
+        (lambda m, x: None, {}, TypeError, "must return a Kind or the reason .*None"),
+        (
+            lambda m, x: extend.Dense((), (5,), (2,)),
+            {"kernel": "w"},
+            ValueError,
+            r"must have a parameter `w`, got \['kernel'\]",
+        ),
+        (
+            lambda m, x: extend.Dense((), (5,), (3,)),
+            {},
+            ValueError,
+            r"a kind of its kernel's shape \(5, 2\), got a Dense with .*\(5, 3\)",
+        ),
+    ],
+)
+def test_descriptions_that_do_not_fit(describe, options, error, message):
+    class Linear(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return x @ self.param("kernel", nn.initializers.lecun_normal(), (5, 2))
+
+    linen.register(Linear, describe, **options)
+    with pytest.raises(error, match=message):
+        linen.taps(Linear(), data()[0])

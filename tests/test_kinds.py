@@ -10,7 +10,7 @@ import pytest
 
 from linboost_optax import Counts, Gram, Inputs, Moments, Sketch, linen
 from linboost_optax._kinds import Conv, Dense, Embed
-from linboost_optax._kinds.base import normalize_axes, some_rows
+from linboost_optax._kinds.base import some_rows
 from linboost_optax._layer import Layer
 from linboost_optax._precondition.stats import check_value
 from linboost_optax._statistics.gram import GramSums
@@ -273,7 +273,7 @@ GRAM = Layer(("a", "b"), Dense((), (3,), (2,)), Gram(), ())
 
 def test_wrong_statistic_is_refused():
     got = MomentSums(jnp.ones(1), jnp.ones((1, 3)), jnp.ones((1, 3)))
-    match = r"`stats\['a/b'\]` must be GramSums, got MomentSums"
+    match = r"`stats\['a/b'\]` must be what statistic 'gram' measures, GramSums, got Mo"
     with pytest.raises(ValueError, match=match):
         check_value(GRAM, got)
 
@@ -291,8 +291,24 @@ def test_statistic_that_fits_is_accepted():
     assert check_value(GRAM, got) is None
 
 
-def test_axes_are_counted_from_the_end():
-    assert normalize_axes((0, -1, 2), 4) == (-4, -1, -2)
+def test_padding_that_is_not_worked_out_is_refused():
+    with pytest.raises(ValueError, match=r"`padding` must be .*`pad_mode` 'wrap'"):
+        Conv((3,), 2, 4, (1,), "SAME", "wrap", (1,), (1,), 1)
+
+
+def test_only_one_hot_inputs_are_counted():
+    x = jax.ShapeDtypeStruct((8, 3), jnp.float32)
+    with pytest.raises(ValueError, match=r"got Counts\(\) for Dense with a kernel"):
+        linen.taps(nn.Dense(2), x, statistic=Counts())
+
+
+def test_the_design_of_an_embedding_is_one_hot():
+    tokens, kind = jnp.array([[1, 1], [0, 4]]), Embed(5, 3)
+    np.testing.assert_array_equal(kind.design(tokens)[0], np.eye(5)[[1, 1, 0, 4]])
+    rows = some_rows(4, 2)
+    np.testing.assert_array_equal(
+        kind.design(tokens, 2)[0], np.eye(5)[[1, 1, 0, 4]][rows]
+    )
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,14 @@ def test_plain_layers_have_reasons():
     assert reasons["tied/embedding"] == "Embed.attend uses its transpose"
 
 
+def test_a_relative_of_a_tapped_layer_is_not_one():
+    """`ConvLocal` inherits the call of `Conv` and has a kernel a place."""
+    model = nn.Sequential([nn.ConvLocal(3, (2,)), nn.Dense(2)])
+    with jax.numpy_rank_promotion("allow"):
+        taps = linen.taps(model, normal(0, 2, 5, 3))
+    assert [layer.key for layer in taps.layers] == ["layers_1"]
+
+
 def test_map_variables_function():
     class Model(nn.Module):
         @nn.compact
@@ -153,16 +161,17 @@ class Transformer(nn.Module):
         )
 
 
-@pytest.mark.parametrize("statistic", ["gram", "moments"])
+@pytest.mark.parametrize("statistic", ["auto", "gram", "moments"])
 def test_table_of_a_transformer(statistic):
     with jax.numpy_rank_promotion("allow"):  # LayerNorm and the attention mask
         taps = linen.taps(
             Transformer(), jnp.zeros((2, 5), jnp.int32), statistic=statistic
         )
     lines = str(taps).split("\n")
-    gram = statistic != "moments"
-    cost = {True: ("gram", "876"), False: ("moments", "204")}[gram]
-    head = {True: ("gram", "292"), False: ("moments", "68")}[gram]
+    # The default has the moments of all rows beside a matrix of some.
+    name = {"auto": "gram"}.get(statistic, statistic)
+    sizes = {"auto": (1080, 360), "gram": (876, 292), "moments": (204, 68)}[statistic]
+    cost, head = ((name, f"{size:,}") for size in sizes)
     rows = [line.split() for line in lines]
     assert rows[0] == ["path", "kind", "kernel", "inputs", "statistic", "bytes"]
     shape = ["Dense", "+", "bias", "3x8x2x4", "2x5x8"]
@@ -173,7 +182,7 @@ def test_table_of_a_transformer(statistic):
     reason = "(not a tapped kind of layer)"
     assert lines[8].endswith(reason)
     assert rows[9][:6] == ["blocks/norm/scale", "-", "3x8", "-", "plain", "0"]
-    total = {True: 3 * 876 + 48 + 292, False: 3 * 204 + 48 + 68}[gram]
+    total = 3 * sizes[0] + 48 + sizes[1]
     assert lines[10] == f"statistics: {total:,} bytes"
 
 

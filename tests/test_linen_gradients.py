@@ -1,11 +1,14 @@
 """Losses of every kind: mutable state, regularisers, penalties, several models."""
 
+from dataclasses import dataclass
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
 from flax.core import FrozenDict
 
+import linboost_optax as lbo
 from linboost_optax import linen
 from tests.oracle import check, close, initial, normal, same_tree
 
@@ -142,6 +145,61 @@ def test_other_type_errors_pass_through():
         linen.value_and_grad(lambda p, x: x + "a", taps)(params, X)
 
 
+@dataclass(frozen=True)
+class Broken(lbo.extend.Statistic):
+    def shapes(self, layer):
+        return lbo.extend.struct(layer, 1)
+
+    def measure(self, layer, x, g):
+        raise TypeError("a fault in what is measured")
+
+    def moments(self, layer, value):
+        raise NotImplementedError
+
+
+def test_an_error_of_a_statistic_is_not_taken_for_forward_mode():
+    taps, params = linen.taps(MODEL, X, statistic=Broken()), setting()[1]
+    with pytest.raises(TypeError, match="a fault in what is measured"):
+        linen.value_and_grad(loss_fn, taps)(params, X)
+
+
+@dataclass(frozen=True)
+class Cotangents(lbo.extend.Statistic):
+    """What comes back to a layer's output, summed over samples."""
+
+    reads_cotangent = True
+
+    def shapes(self, layer):
+        return lbo.extend.struct(layer, layer.kind.outputs)
+
+    def measure(self, layer, x, g):
+        return jnp.sum(g.reshape(-1, layer.kind.outputs), axis=0)
+
+    def moments(self, layer, value):
+        raise NotImplementedError
+
+
+class SameInput(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        twice = nn.Dense(3, name="twice")
+        return nn.Dense(4, name="once")(x), twice(x), 2 * twice(x)
+
+
+def test_cotangents_of_layers_with_one_input_are_kept_apart():
+    model, params = SameInput(), initial(SameInput(), X)["params"]
+    taps = linen.taps(model, X, statistic=Cotangents())
+    assert [layer.source for layer in taps.layers] == [None, None]
+    assert "cotangents" in str(taps)
+
+    def loss_fn(params, x):
+        return sum(jnp.sum(y) for y in model.apply({"params": params}, x))
+
+    _, _, stats = linen.value_and_grad(loss_fn, taps)(params, X)
+    assert stats["once"].tolist() == [5] * 4
+    assert stats["twice"].tolist() == [5 + 2 * 5] * 3
+
+
 def test_forward_mode_without_taps():
     taps, params = setting()
 
@@ -218,7 +276,10 @@ def test_attend_after_taps_of_lookups_alone():
         x = model.apply(variables, tokens)
         return jnp.sum(model.apply(variables, x, method="attend"))
 
-    with pytest.raises(ValueError, match="tapped for its lookups alone"):
+    with pytest.raises(
+        ValueError,
+        match=r"tapped for its own call alone.*`attend`: Embed.attend uses its tr",
+    ):
         linen.value_and_grad(tied, taps)(params, tokens)
 
 

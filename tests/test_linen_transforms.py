@@ -18,7 +18,7 @@ def mean_square(model, **kwargs):
     return loss_fn
 
 
-def check_model(model, *args, statistic="gram", **kwargs):
+def check_model(model, *args, statistic="auto", **kwargs):
     params = initial(model, *args, **kwargs)["params"]
     taps = linen.taps(model, *args, statistic=statistic, **kwargs)
     _, _, stats = check(taps, mean_square(model, **kwargs), params, *args)

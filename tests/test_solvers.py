@@ -62,8 +62,10 @@ def run_bound(bound, layer, x, g, steps=1, start=None):
     view, state = bound.read(measure(layer, x)), bound.init()
     for step in range(steps):
         state = bound.update(state, view, jnp.asarray(step))
-    start = jax.tree.map(jnp.zeros_like, g) if start is None else start
-    return bound.solve(state, view, g, start), state
+    if isinstance(bound, base.SolvesFrom):
+        start = jax.tree.map(jnp.zeros_like, g) if start is None else start
+        return bound.solve_from(start, state, view, g), state
+    return bound.solve(state, view, g), state
 
 
 def run(solver, layer, x, g, **options):

@@ -57,6 +57,9 @@ def test_raw_inputs():
     got = jax.grad(loss, argnums=1)(batch(3, 2), t, x).value
     np.testing.assert_array_equal(got.x, x)
     assert got.uses.tolist() == [1]
+    match = r"layer 'a' has `statistic` 'inputs' for inputs of shape \(5, 3\), got \(4,"
+    with pytest.raises(ValueError, match=match):
+        lbo.tap(batch(4, 3), t)
 
 
 def test_statistics_do_not_depend_on_the_cotangent():
@@ -121,6 +124,11 @@ def test_unknown_statistic_is_refused():
         lbo.dense_taps({"a": (3, 2)}, "inputs")
     with pytest.raises(ValueError, match="`dtype` must be float32 or float64, got bf"):
         lbo.dense_taps({"a": (3, 2)}, dtype=jnp.bfloat16)
+    with pytest.raises(ValueError, match="`dtype` must be float32 where JAX computes"):
+        lbo.dense_taps({"a": (3, 2)}, dtype="float64")
+    with jax.enable_x64(True):
+        (t,) = lbo.dense_taps({"a": (3, 2)}, dtype="float64").zeros().values()
+        assert t.value.sum.dtype == jnp.float64
 
 
 def test_kernel_with_more_axes_is_refused():
@@ -185,9 +193,11 @@ def test_max_samples_of_hand_written_code():
 
 
 def test_names_with_a_slash_do_not_collide():
-    layer = lbo.dense_taps({"a/b": (3, 2)}).layers[0]
-    other = replace(layer, path=("a/b",))
-    assert set(Taps((layer, other)).zeros()) == {"a/b", "a//b"}
+    taps = lbo.dense_taps({"a/b": (3, 2), "a//b": (3, 2), "mlp//~//0": (3, 2)})
+    layer, other, haiku = taps.layers
+    assert (layer.path, other.path) == (("a", "b"), ("a/b",))
+    assert haiku.path == ("mlp/~/0",)
+    assert set(taps.zeros()) == {"a/b", "a//b", "mlp//~//0"}
     with pytest.raises(ValueError, match="names of their own, got 'a/b' twice"):
         Taps((layer, layer))
 

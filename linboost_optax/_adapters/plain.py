@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from linboost_optax import _statistics
 from linboost_optax._kinds import Dense
-from linboost_optax._layer import Layer
+from linboost_optax._layer import Layer, split
 from linboost_optax._statistics import Rule
 from linboost_optax._taps import Taps
 
@@ -24,7 +24,7 @@ def dense_taps(
 
     Args:
       shapes: kernel shape ``(feature, output)`` of every layer, by the layer's path
-        in the parameter tree, ``"/"`` between levels.
+        in the parameter tree, ``"/"`` between levels; a slash inside a name is doubled.
       statistic: as for ``linen.taps``, without ``Inputs``; default ``"auto"``.
       dtype: of the statistics, float32 or float64; default float32.
       kernel: name of the kernel below each path; default ``"kernel"``.
@@ -51,6 +51,11 @@ def dense_taps(
     """
     asked = _statistics.resolve(statistic)
     dtype = jnp.dtype(dtype)
+    if dtype == jnp.float64 and jnp.zeros(0, float).dtype != jnp.float64:
+        raise ValueError(
+            "`dtype` must be float32 where JAX computes in 32 bits, got float64. Set "
+            "`jax_enable_x64` first."
+        )
     if dtype not in (jnp.float32, jnp.float64):
         raise ValueError(
             f"`dtype` must be float32 or float64, got {dtype}. Statistics are sums "
@@ -65,7 +70,7 @@ def dense_taps(
             )
         kind = Dense((), (shape[0],), (shape[1],))
         layer = Layer(
-            path=tuple(path.split("/")),
+            path=split(path),
             kind=kind,
             statistic=kind.statistic(asked),
             input_shape=(),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable
 from typing import ClassVar
 
 import jax
@@ -26,10 +26,13 @@ class Kind(ABC):
     ``channels`` and ``design`` need to be told.
 
     Attributes:
-      name: what the printed table calls it.
+      name: what the printed table calls it; by default the class's own.
     """
 
     name: ClassVar[str]
+
+    def __init_subclass__(cls) -> None:
+        cls.name = vars(cls).get("name", cls.__name__)
 
     @property
     @abstractmethod
@@ -74,6 +77,11 @@ class Kind(ABC):
         """
         return self
 
+    @property
+    def one_hot(self) -> bool:
+        """Whether inputs are tokens that stand for one-hot vectors."""
+        return False
+
     def fits(self, shape: tuple[int, ...]) -> bool:
         """Returns whether an input may have this shape."""
         return shape[-1:] == (self.channels,)
@@ -94,6 +102,13 @@ class Kind(ABC):
     def samples(self, x: jax.Array) -> jax.Array:
         """Returns the input by channel, ``[sample, group, channel]``."""
         return jnp.moveaxis(self.design(x), 0, 1)
+
+    def per_feature(self, channels: jax.Array) -> jax.Array:
+        """Maps what is known by channel, ``[block, channel]``, to features.
+
+        A kind with ``repeats`` says here in which order places and channels come.
+        """
+        return channels
 
     def to_matrix(self, kernel: jax.Array) -> jax.Array:
         """Maps ``[stack, *kernel_shape]`` to ``[stack, group, feature, output]``."""
@@ -118,8 +133,3 @@ def some_rows(count: int, limit: int | None) -> np.ndarray | None:
         return None
     chosen = np.random.default_rng(0).choice(count, limit, replace=False)
     return np.sort(chosen)
-
-
-def normalize_axes(axes: Sequence[int], ndim: int) -> tuple[int, ...]:
-    """Returns ``axes`` counted from the end."""
-    return tuple(axis - ndim if axis >= 0 else axis for axis in axes)

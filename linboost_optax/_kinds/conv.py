@@ -41,6 +41,13 @@ class Conv(Kind):
 
     name: ClassVar[str] = "Conv"
 
+    def __post_init__(self):
+        if self.pad_mode != "constant" and isinstance(self.padding, str):
+            raise ValueError(
+                f"`padding` must be (low, high) a spatial axis with `pad_mode` "
+                f"{self.pad_mode!r}, got {self.padding!r}. Work out what it stands for."
+            )
+
     @property
     def kernel_shape(self) -> tuple[int, ...]:
         return (*self.window, self.channels, self.out_channels)
@@ -67,6 +74,10 @@ class Conv(Kind):
 
     def fits(self, shape: tuple[int, ...]) -> bool:
         return shape[-1:] == (self.in_channels,)
+
+    def per_feature(self, channels: jax.Array) -> jax.Array:
+        # The window comes before the channel in a kernel, so channels are tiled.
+        return jnp.tile(channels, (1, self.repeats))
 
     def design(self, x: jax.Array, limit: int | None = None) -> jax.Array:
         """Returns the patches ``[group, sample, feature]``, ``limit`` at most."""
@@ -114,7 +125,7 @@ class Conv(Kind):
     def _pad(self, x: jax.Array) -> jax.Array:
         """Returns images padded and dilated, ready for windows without padding."""
         padding = self.padding
-        if self.pad_mode != "constant" and not isinstance(padding, str):
+        if not isinstance(padding, str) and self.pad_mode != "constant":
             x = jnp.pad(x, ((0, 0), *padding, (0, 0)), mode=self.pad_mode)
             padding = "VALID"
         if isinstance(padding, str):

@@ -5,10 +5,8 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import jax
-import jax.numpy as jnp
 
 from linboost_optax._kinds.base import Kind, some_rows
-from linboost_optax._statistics import Counts, Rule, Statistic
 
 
 @dataclass(frozen=True)
@@ -41,12 +39,11 @@ class Embed(Kind):
     def design_key(self) -> Hashable:
         return replace(self, size=0)
 
-    def statistic(self, asked: Rule) -> Statistic:
-        """Returns ``Counts``: the matrix of one-hot inputs is diagonal."""
-        del asked
-        return Counts()
+    @property
+    def one_hot(self) -> bool:
+        return True
 
     def design(self, x: jax.Array, limit: int | None = None) -> jax.Array:
         rows = some_rows(x.size, limit)
         flat = x.reshape(-1) if rows is None else x.reshape(-1)[rows]
-        return jax.nn.one_hot(flat, self.vocabulary, dtype=jnp.float32)[None]
+        return jax.nn.one_hot(flat, self.vocabulary)[None]

@@ -13,31 +13,32 @@ from linboost_optax import _statistics
 from linboost_optax._layer import Affine, Layer
 from linboost_optax._precondition import slots, stats
 from linboost_optax._precondition.slots import Slot
-from linboost_optax._solvers.base import Metric, Solves
+from linboost_optax._solvers.base import Metric, Solves, SolvesFrom
 from linboost_optax._solvers.elimination import where_seen
 from linboost_optax._taps import Taps
 
-Bound = TypeVar("Bound", bound=Metric)
+M = TypeVar("M", bound=Metric)
 _Tree = TypeVar("_Tree")
 
 
 @dataclass(frozen=True)
-class Member(Generic[Bound]):
+class Member(Generic[M]):
     """One tapped layer of a network.
 
     Attributes:
       layer: the layer.
       metric: what is bound to it.
-      state_key: key of its state: one for all layers that share a statistic.
+      state_key: key of its state: one for all layers that share a statistic, and have
+        a bias or have none.
     """
 
     layer: Layer
-    metric: Bound
+    metric: M
     state_key: str
 
 
 @dataclass(frozen=True)
-class Preconditioner(Generic[Bound]):
+class Preconditioner(Generic[M]):
     """The tapped layers of a network, and their places in a tree of parameters.
 
     Attributes:
@@ -45,13 +46,11 @@ class Preconditioner(Generic[Bound]):
       slots: their places, in the same order; none in a tree that is a placeholder.
     """
 
-    members: tuple[Member[Bound], ...]
+    members: tuple[Member[M], ...]
     slots: tuple[Slot, ...]
 
     @classmethod
-    def of(
-        cls, taps: Taps, bind: Callable[[Layer], Bound], tree: Any
-    ) -> Preconditioner:
+    def of(cls, taps: Taps, bind: Callable[[Layer], M], tree: Any) -> Preconditioner:
         """Binds every layer that is found in a tree shaped like the parameters.
 
         Raises:
@@ -87,7 +86,7 @@ class Preconditioner(Generic[Bound]):
 
     def map(
         self,
-        function: Callable[[Bound, Any, Affine], Affine],
+        function: Callable[[M, Any, Affine], Affine],
         states: Mapping[str, Any],
         tree: _Tree,
     ) -> _Tree:
@@ -100,27 +99,26 @@ class Preconditioner(Generic[Bound]):
             slot.put(mapped, function(each.metric, state, affine))
         return jax.tree.unflatten(treedef, mapped)
 
-    def _by_state(self) -> dict[str, Member[Bound]]:
+    def _by_state(self) -> dict[str, Member[M]]:
         return {each.state_key: each for each in self.members}
 
 
-def _member(seen: Layer, whole: Layer, bind: Callable[[Layer], Bound]) -> Member[Bound]:
+def _member(seen: Layer, whole: Layer, bind: Callable[[Layer], M]) -> Member[M]:
     # Without its bias a layer's problem is another one than that of its source.
-    key = whole.stats_key if seen.biased == whole.biased else whole.key
+    masked = seen.biased != whole.biased
+    key = f"{whole.stats_key} without bias" if masked else whole.stats_key
     return Member(seen, bind(seen), key)
 
 
-def init_starts(preconditioner: Preconditioner[Solves], tree: Any) -> dict[str, Affine]:
+def init_starts(
+    preconditioner: Preconditioner[Solves | SolvesFrom], tree: Any
+) -> dict[str, Affine]:
     """Returns zero solutions for the solvers that start from the previous one."""
     leaves, starts = jax.tree.leaves(tree), {}
     for i, each in enumerate(preconditioner.members):
-        if each.metric.warm_start:
-            layer = each.layer
-            dtypes = (
-                [leaves[preconditioner.slots[i].kernel].dtype]
-                if preconditioner.slots
-                else []
-            )
+        if isinstance(each.metric, SolvesFrom):
+            layer, slots = each.layer, preconditioner.slots
+            dtypes = [leaves[slots[i].kernel].dtype] if slots else []
             dtype = _statistics.accumulation_dtype(layer.dtype, *dtypes)
             shape = (layer.blocks, layer.features, layer.kind.outputs)
             b = jnp.zeros(shape[::2], dtype) if layer.biased else None
@@ -129,7 +127,7 @@ def init_starts(preconditioner: Preconditioner[Solves], tree: Any) -> dict[str, 
 
 
 def solve(
-    preconditioner: Preconditioner[Solves],
+    preconditioner: Preconditioner[Solves | SolvesFrom],
     states: Mapping[str, Any],
     views: Mapping[str, Any],
     starts: Mapping[str, Affine],
@@ -140,14 +138,14 @@ def solve(
     for each, slot in zip(preconditioner.members, preconditioner.slots):
         g, key = slot.get(leaves), each.layer.key
         state, view = _as(g, (states[each.state_key], views[each.state_key]))
-        start = starts.get(key)
-        before = jax.tree.map(jnp.zeros_like, g) if start is None else start
-        h = each.metric.solve(state, view, g, before)
         # A layer that saw no sample has no metric of its own in this step.
         seen = view.count > 0
+        if isinstance(each.metric, SolvesFrom):
+            h = each.metric.solve_from(starts[key], state, view, g)
+            new[key] = where_seen(seen, h, starts[key])
+        else:
+            h = each.metric.solve(state, view, g)
         slot.put(solved, where_seen(seen, h, g))
-        if start is not None:
-            new[key] = where_seen(seen, h, start)
     return solved, new
 
 

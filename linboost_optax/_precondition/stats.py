@@ -41,18 +41,20 @@ def check(stats: Any, layers: Iterable[Layer]) -> dict[str, Any]:
 
 def check_value(layer: Layer, value: Any) -> None:
     """Raises if ``value`` is not what ``layer``'s tap emits."""
-    expected = layer.statistic_shapes()
-    if type(value) is not type(expected):
+    expected, key = layer.statistic_shapes(), layer.stats_key
+    way_out = (
+        "Pass the stats that `value_and_grad` returned for the very taps this "
+        "optimizer was made with"
+    )
+    if jax.tree.structure(value) != jax.tree.structure(expected):
         raise ValueError(
-            f"`stats['{layer.stats_key}']` must be {type(expected).__name__}, got "
-            f"{type(value).__name__}. Pass the stats that `value_and_grad` "
-            "returned for the very taps this optimizer was made with."
+            f"`stats['{key}']` must be what statistic '{layer.statistic.name}' measures"
+            f", {type(expected).__name__}, got {type(value).__name__}. {way_out}."
         )
     got = [jnp.shape(leaf) for leaf in jax.tree.leaves(value)]
     want = [leaf.shape for leaf in jax.tree.leaves(expected)]
     if got != want:
         raise ValueError(
-            f"`stats['{layer.stats_key}']` must have shapes {want}, got {got}. Pass "
-            "the stats that `value_and_grad` returned for the very taps this optimizer "
-            "was made with, summed (not stacked) over micro-batches."
+            f"`stats['{key}']` must have shapes {want}, got {got}. {way_out}, summed "
+            "(not stacked) over micro-batches."
         )

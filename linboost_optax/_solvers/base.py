@@ -19,7 +19,8 @@ what a solver does not read costs nothing, and need not be finite.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from abc import abstractmethod
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 
@@ -29,57 +30,61 @@ from linboost_optax._layer import Affine, Layer
 class Metric(Protocol):
     """The metric of one layer: a state that follows the layer's statistics."""
 
+    @abstractmethod
     def init(self) -> Any:
         """Returns the state of a layer that has seen nothing."""
-        ...
 
+    @abstractmethod
     def read(self, value: Any) -> Any:
-        """Returns what is needed of the statistic, by block.
+        """Returns what is needed of the statistic, by block: a tree of arrays.
 
-        Its ``count`` ``[block]`` is the number of samples; zero where there was none.
+        Its attribute ``count``, ``[block]``, is the number of samples; zero where there
+        was none.
         """
-        ...
 
+    @abstractmethod
     def update(self, state: Any, view: Any, step: jax.Array) -> Any:
         """Returns the state after one batch; blocks without samples keep theirs."""
-        ...
 
 
 class Solves(Metric, Protocol):
-    """A metric that solves.
+    """A metric that solves."""
 
-    Attributes:
-      warm_start: whether ``solve`` reads ``start``.
-    """
+    @abstractmethod
+    def solve(self, state: Any, view: Any, g: Affine) -> Affine:
+        """Returns ``H``."""
 
-    warm_start: ClassVar[bool] = False
 
-    def solve(self, state: Any, view: Any, g: Affine, start: Affine) -> Affine:
-        """Returns ``H``, from the previous ``H`` (zeros at first) if it reads it."""
-        ...
+@runtime_checkable
+class SolvesFrom(Metric, Protocol):
+    """A metric that solves by iterations, from the previous solution on."""
+
+    @abstractmethod
+    def solve_from(self, start: Affine, state: Any, view: Any, g: Affine) -> Affine:
+        """Returns ``H``; ``start`` is the previous one, zeros at first."""
 
 
 class Whitens(Metric, Protocol):
     r"""A metric with a factor :math:`M + \gamma P = C C^T` to change coordinates by."""
 
+    @abstractmethod
     def whiten(self, state: Any, g: Affine) -> Affine:
         """Returns ``C^-1 g``."""
-        ...
 
+    @abstractmethod
     def unwhiten(self, state: Any, u: Affine) -> Affine:
         """Returns ``C^-T u``."""
-        ...
 
+    @abstractmethod
     def coordinates(self, state: Any, w: Affine) -> Affine:
         """Returns ``C^T w``."""
-        ...
 
 
 @runtime_checkable
 class Solver(Protocol):
     """Options of a solver, static and hashable."""
 
-    def bind(self, layer: Layer) -> Solves:
+    def bind(self, layer: Layer) -> Solves | SolvesFrom:
         """Returns the solver of one layer.
 
         Raises:
@@ -123,5 +128,5 @@ def no_factor(solver: Solver, layer: Layer) -> ValueError:
     return ValueError(
         f"`solver` {solver} has no factor for layer '{layer}' with "
         f"statistic '{layer.statistic.name}', and whitening needs one. Use "
-        "IncompleteCholesky(), or Cholesky() with statistic 'gram'."
+        "IncompleteCholesky(), or Cholesky() with statistic 'gram' or 'sketch'."
     )

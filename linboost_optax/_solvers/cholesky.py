@@ -64,7 +64,7 @@ class Cholesky:
         Raises:
           ValueError: if the layer has raw inputs and the ridge is 0.
         """
-        return solve_with(layer.statistic, self, layer)
+        return cholesky_on(layer.statistic, self, layer, False)
 
     def bind_factor(self, layer: Layer) -> Whitens:
         """Returns the factor of one layer's metric.
@@ -72,52 +72,42 @@ class Cholesky:
         Raises:
           ValueError: if the layer has raw inputs.
         """
-        return whiten_with(layer.statistic, self, layer)
+        return cholesky_on(layer.statistic, self, layer, True)
 
 
 @singledispatch
-def solve_with(statistic: Any, solver: Cholesky, layer: Layer) -> Solves:
+def cholesky_on(statistic: Any, solver: Cholesky, layer: Layer, whitens: bool) -> Any:
     """Returns what ``solver`` is on a layer with this statistic.
 
     A new statistic registers what it allows beside its own definition.
+
+    Args:
+      statistic: the layer's.
+      solver: the options.
+      layer: the layer.
+      whitens: whether what is returned must whiten (``Whitens``) or solve (``Solves``).
     """
-    return _same_age(statistic, solver, layer)
-
-
-@singledispatch
-def whiten_with(statistic: Any, solver: Cholesky, layer: Layer) -> Whitens:
-    """Returns the factor that ``solver`` makes on a layer with this statistic."""
-    return _same_age(statistic, solver, layer)
-
-
-def _same_age(statistic: Any, solver: Cholesky, layer: Layer):
+    del statistic, whitens
     # Mean and mean square of one age cannot contradict each other while features move.
-    del statistic
     return IncompleteCholesky(b_mu=solver.decay, b_nu=solver.decay).bind(layer)
 
 
-@solve_with.register
-def _(statistic: Gram, solver: Cholesky, layer: Layer) -> Solves:
-    return GramInverse(solver.ridge, solver.decay, solver.every, layer, statistic)
+@cholesky_on.register
+def _(statistic: Gram, solver: Cholesky, layer: Layer, whitens: bool) -> Any:
+    metric = GramRoot if whitens else GramInverse
+    return metric(solver.ridge, solver.decay, solver.every, layer, statistic)
 
 
-@whiten_with.register
-def _(statistic: Gram, solver: Cholesky, layer: Layer) -> Whitens:
-    return GramRoot(solver.ridge, solver.decay, solver.every, layer, statistic)
-
-
-@solve_with.register
-def _(statistic: Sketch, solver: Cholesky, layer: Layer) -> Solves:
+@cholesky_on.register
+def _(statistic: Sketch, solver: Cholesky, layer: Layer, whitens: bool) -> Any:
+    del whitens
     return Nystrom(solver.ridge, solver.decay, solver.every, layer, statistic)
 
 
-@whiten_with.register
-def _(statistic: Sketch, solver: Cholesky, layer: Layer) -> Whitens:
-    return Nystrom(solver.ridge, solver.decay, solver.every, layer, statistic)
-
-
-@solve_with.register
-def _(statistic: Inputs, solver: Cholesky, layer: Layer) -> Solves:
+@cholesky_on.register
+def _(statistic: Inputs, solver: Cholesky, layer: Layer, whitens: bool) -> Any:
+    if whitens:
+        raise no_factor(solver, layer)
     if solver.ridge == 0:
         raise ValueError(
             f"`ridge` must be > 0 for layer '{layer}', whose statistic is "
@@ -125,9 +115,3 @@ def _(statistic: Inputs, solver: Cholesky, layer: Layer) -> Solves:
             "1e-3, or statistic='gram'."
         )
     return Dual(solver.ridge, layer, statistic)
-
-
-@whiten_with.register
-def _(statistic: Inputs, solver: Cholesky, layer: Layer) -> Whitens:
-    del statistic
-    raise no_factor(solver, layer)

@@ -1,7 +1,7 @@
 """A few steps of conjugate gradients, matrix-free where there is no matrix."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -86,16 +86,16 @@ class ConjugateGradient:
         """
         statistic = layer.statistic
         if not isinstance(statistic, HasSecondMoment):
-            raise _too_little(layer, "has no products with it")
+            raise _too_little(self, layer, "has no products with it")
         if not statistic.is_whole:
-            raise _too_little(layer, "is made of some of its rows")
+            raise _too_little(self, layer, "is of some of its rows")
         return Krylov(self, layer, statistic, self.preconditioner.bind(layer))
 
 
-def _too_little(layer: Layer, why: str) -> ValueError:
+def _too_little(solver: ConjugateGradient, layer: Layer, why: str) -> ValueError:
     return ValueError(
-        "`solver` ConjugateGradient() solves with the second moment of the whole "
-        f"batch, and the statistic {layer.statistic} of layer '{layer}' {why}. Make "
+        f"`solver` {solver} solves with the second moment of the whole batch, and "
+        f"the statistic {layer.statistic} of layer '{layer}' {why}. Make "
         "the taps with `statistic='gram'`, or with 'inputs' where a layer is wider "
         "than its batch; or use Cholesky(), which takes any statistic."
     )
@@ -127,8 +127,6 @@ class Krylov:
     statistic: HasSecondMoment
     preconditioner: ArrowMetric
 
-    warm_start: ClassVar[bool] = True
-
     def init(self) -> MomentsState:
         return self.preconditioner.init()
 
@@ -141,8 +139,8 @@ class Krylov:
     ) -> MomentsState:
         return self.preconditioner.update(state, view.moments, step)
 
-    def solve(
-        self, state: MomentsState, view: KrylovView, g: Affine, start: Affine
+    def solve_from(
+        self, start: Affine, state: MomentsState, view: KrylovView, g: Affine
     ) -> Affine:
         options = self.options
         mean, metric = self.preconditioner.scales(state)

@@ -1,7 +1,7 @@
 """Exact solves on raw inputs, by the dual problem."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,8 +26,6 @@ class Dual:
     layer: Layer
     statistic: Inputs
 
-    warm_start: ClassVar[bool] = False
-
     def init(self) -> tuple[()]:
         return ()  # the inputs of one batch are all there is
 
@@ -38,14 +36,8 @@ class Dual:
         del view, step
         return state
 
-    def solve(
-        self,
-        state: tuple[()],
-        view: BlockRows,
-        g: Affine,
-        start: Affine | None = None,
-    ) -> Affine:
-        del state, start
+    def solve(self, state: tuple[()], view: BlockRows, g: Affine) -> Affine:
+        del state
         x = view.x
         rows = x.shape[1]
         mean = jnp.mean(x, axis=1)

@@ -1,7 +1,7 @@
 """The arrow-shaped factor: exact mean, diagonal covariance."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -87,8 +87,6 @@ class ArrowMetric:
     options: IncompleteCholesky
     layer: Layer
 
-    warm_start: ClassVar[bool] = False
-
     def init(self) -> MomentsState:
         # One buffer a leaf: a step that donates its state must not see one twice.
         zeros, d = self.layer.zeros, self.layer.features
@@ -126,10 +124,8 @@ class ArrowMetric:
         floor = info.eps * jnp.mean(mean_sq, axis=1, keepdims=True) + info.tiny
         return mean, jnp.maximum(metric, floor)
 
-    def solve(
-        self, state: MomentsState, view: Any, g: Affine, start: Affine | None = None
-    ) -> Affine:
-        del view, start
+    def solve(self, state: MomentsState, view: Any, g: Affine) -> Affine:
+        del view
         mean, metric = self.scales(state)
         return uncenter(center(g, mean) / columns(metric), g.b, mean)
 

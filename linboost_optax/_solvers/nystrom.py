@@ -1,7 +1,7 @@
 """Solves on a sketch: low rank plus diagonal, no matrix as wide as it is high."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -64,10 +64,8 @@ class Nystrom:
     layer: Layer
     statistic: Sketch
 
-    warm_start: ClassVar[bool] = False
-
     def init(self) -> Refreshed:
-        rank = self.statistic.probes(self.layer)
+        rank = self.statistic.rank_of(self.layer)
         d, zeros = self.layer.features, self.layer.zeros
         metric = LowRank(zeros(d), zeros(d, rank), zeros(rank))
         return refreshed.init(self.layer, (zeros(d), zeros(d), zeros(d, rank)), metric)
@@ -119,10 +117,8 @@ class Nystrom:
         basis = jnp.einsum("kdr,krs->kds", low, vectors, precision=_HIGH)
         return mean, LowRank(scale, basis, stretch)
 
-    def solve(
-        self, state: Refreshed, view: Any, g: Affine, start: Affine | None = None
-    ) -> Affine:
-        del view, start
+    def solve(self, state: Refreshed, view: Any, g: Affine) -> Affine:
+        del view
         mean, metric, ready = _usable(state)
         w = _inverse(metric, center(g, mean) / columns(metric.scale))
         return where_seen(ready, uncenter(w / columns(metric.scale), g.b, mean), g)

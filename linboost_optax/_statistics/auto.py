@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from linboost_optax import _checks
 from linboost_optax._statistics.base import Statistic
+from linboost_optax._statistics.counts import Counts
 from linboost_optax._statistics.gram import Gram
 from linboost_optax._statistics.sketch import Sketch
 
@@ -46,6 +47,8 @@ class Auto:
 
     def choose(self, kind: Kind) -> Statistic:
         """Returns the statistic to take of a layer of this kind."""
+        if kind.one_hot:
+            return Counts()
         # Up to here d x d numbers are fewer than the sketch, its factor and moments.
         if kind.features <= 2 * self.rank:
             return Gram(self.max_samples)

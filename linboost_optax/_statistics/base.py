@@ -18,9 +18,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, runtime_c
 import jax
 import jax.numpy as jnp
 
+from linboost_optax._layer import Affine
+
 if TYPE_CHECKING:
     from linboost_optax._kinds import Kind
-    from linboost_optax._layer import Affine, Layer
+    from linboost_optax._layer import Layer
 
 
 class BlockMoments(NamedTuple):
@@ -57,11 +59,6 @@ class SecondMoment(Protocol):
 class HasSecondMoment(Protocol):
     """A statistic that offers products with the second moment of the inputs."""
 
-    @property
-    def is_whole(self) -> bool:
-        """Whether it is of all rows of the batch."""
-        ...
-
     def second_moment(self, layer: Layer, value: Any) -> SecondMoment: ...
 
 
@@ -76,15 +73,27 @@ class Statistic(ABC):
     """What a tap emits about a layer's inputs.
 
     Subclasses are frozen dataclasses. ``value`` stands for the arrays that ``measure``
-    returns and autodiff adds up: any tree with the shapes that ``shapes`` tells.
+    returns and autodiff adds up: any tree with the shapes that ``shapes`` tells. They
+    must not depend on whether the layer has a bias, which may be masked later.
 
     Attributes:
-      name: what the printed table calls it.
+      name: what the printed table calls it; by default the class's own, in lower case.
       additive: whether values of several uses of a layer may be added up.
+      reads_cotangent: whether ``measure`` reads the cotangent of the output. Layers
+        with one input then do not share a value, and every call counts.
+      is_whole: whether it is of all rows of the batch.
     """
 
     name: ClassVar[str]
     additive: ClassVar[bool] = True
+    reads_cotangent: ClassVar[bool] = False
+
+    def __init_subclass__(cls) -> None:
+        cls.name = vars(cls).get("name", cls.__name__.lower())
+
+    @property
+    def is_whole(self) -> bool:
+        return True
 
     def choose(self, kind: Kind) -> Statistic:
         """Returns the statistic to take of a layer of this kind; by default this."""
@@ -108,6 +117,14 @@ class Statistic(ABC):
     @abstractmethod
     def moments(self, layer: Layer, value: Any) -> BlockMoments:
         """Returns what any solver may read: the moments of each block's features."""
+
+
+def with_constant(mean: jax.Array, product: jax.Array, v: Affine) -> Affine:
+    r"""Returns :math:`E[\tilde x \tilde x^T] v`, given :math:`E[x x^T] v_w`."""
+    if v.b is None:
+        return Affine(product, None)
+    b = jnp.einsum("kd,kdo->ko", mean, v.w) + v.b
+    return Affine(product + mean[:, :, None] * v.b[:, None, :], b)
 
 
 def struct(layer: Layer, *shape: int) -> Any:

@@ -16,9 +16,11 @@ from linboost_optax._statistics.base import (
     mean_of,
     per_block,
     struct,
+    with_constant,
 )
 
 if TYPE_CHECKING:
+    from linboost_optax._kinds import Kind
     from linboost_optax._layer import Layer
 
 
@@ -46,11 +48,7 @@ class Frequencies(NamedTuple):
     share: jax.Array
 
     def product(self, v: Affine) -> Affine:
-        w = self.share[:, :, None] * v.w
-        if v.b is None:
-            return Affine(w, None)
-        b = jnp.einsum("kd,kdo->ko", self.share, v.w) + v.b
-        return Affine(w + self.share[:, :, None] * v.b[:, None, :], b)
+        return with_constant(self.share, self.share[:, :, None] * v.w, v)
 
 
 @dataclass(frozen=True)
@@ -71,9 +69,13 @@ class Counts(Statistic):
 
     name: ClassVar[str] = "counts"
 
-    @property
-    def is_whole(self) -> bool:
-        return True
+    def choose(self, kind: Kind) -> Statistic:
+        if not kind.one_hot:
+            raise ValueError(
+                f"`statistic` must fit the layer's kind, got Counts() for {kind}: only "
+                "one-hot inputs are counted. Use 'auto', which counts embeddings."
+            )
+        return self
 
     def shapes(self, layer: Layer) -> CountSums:
         return CountSums(struct(layer, 1), struct(layer, 1, layer.kind.channels))
@@ -95,3 +97,8 @@ class Counts(Statistic):
         """Returns products with the diagonal matrix of the tokens' frequencies."""
         count = per_block(layer, value.count)
         return Frequencies(count, mean_of(layer, value.sum, count))
+
+
+def or_counts(statistic: Statistic, kind: Kind) -> Statistic:
+    """Returns ``statistic``, or ``Counts()`` where it would hold nothing else."""
+    return Counts() if kind.one_hot else statistic

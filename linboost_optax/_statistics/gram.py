@@ -17,15 +17,18 @@ from linboost_optax._statistics.base import (
     mean_of,
     per_block,
     struct,
+    with_constant,
 )
+from linboost_optax._statistics.counts import or_counts
 from linboost_optax._statistics.moments import (
-    Moments,
     MomentSums,
     block_moments,
-    channel_sums,
+    channel_shapes,
+    channels_of,
 )
 
 if TYPE_CHECKING:
+    from linboost_optax._kinds import Kind
     from linboost_optax._layer import Layer
 
 
@@ -64,11 +67,8 @@ class BlockGram(NamedTuple):
     outer: jax.Array
 
     def product(self, v: Affine) -> Affine:
-        w = jnp.einsum("kde,keo->kdo", self.outer, v.w)
-        if v.b is None:
-            return Affine(w, None)
-        b = jnp.einsum("kd,kdo->ko", self.mean, v.w) + v.b
-        return Affine(w + self.mean[:, :, None] * v.b[:, None, :], b)
+        product = jnp.einsum("kde,keo->kdo", self.outer, v.w)
+        return with_constant(self.mean, product, v)
 
 
 @dataclass(frozen=True)
@@ -106,13 +106,16 @@ class Gram(Statistic):
     def __post_init__(self):
         _checks.optional_whole("max_samples", self.max_samples, 1)
 
+    def choose(self, kind: Kind) -> Statistic:
+        return or_counts(self, kind)
+
     def shapes(self, layer: Layer) -> GramSums:
         group, d = layer.kind.groups, layer.features
         return GramSums(
             struct(layer, 1),
             struct(layer, group, d),
             struct(layer, group, d, d),
-            Moments().shapes(layer) if self._is_partial(layer) else None,
+            channel_shapes(layer, self.max_samples),
         )
 
     def measure(
@@ -121,9 +124,7 @@ class Gram(Statistic):
         del g
         dtype = jnp.dtype(layer.dtype)
         sums = gram_sums(layer.kind.design(x, self.max_samples), dtype)
-        if not self._is_partial(layer):
-            return sums
-        return sums._replace(channels=channel_sums(layer.kind.samples(x), dtype))
+        return sums._replace(channels=channels_of(layer, x, self.max_samples))
 
     @property
     def is_whole(self) -> bool:
@@ -140,10 +141,6 @@ class Gram(Statistic):
         count = per_block(layer, value.count)
         mean, outer = (mean_of(layer, s, count) for s in (value.sum, value.outer))
         return BlockGram(count, mean, outer)
-
-    def _is_partial(self, layer: Layer) -> bool:
-        """Whether the matrix does not hold the moments per channel of all samples."""
-        return self.max_samples is not None or layer.kind.repeats > 1
 
 
 def gram_sums(design: jax.Array, dtype: jnp.dtype) -> GramSums:

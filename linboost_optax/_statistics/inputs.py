@@ -16,8 +16,10 @@ from linboost_optax._statistics.base import (
     per_block,
     struct,
 )
+from linboost_optax._statistics.counts import or_counts
 
 if TYPE_CHECKING:
+    from linboost_optax._kinds import Kind
     from linboost_optax._layer import Layer
 
 
@@ -77,9 +79,8 @@ class Inputs(Statistic):
     name: ClassVar[str] = "inputs"
     additive: ClassVar[bool] = False
 
-    @property
-    def is_whole(self) -> bool:
-        return True
+    def choose(self, kind: Kind) -> Statistic:
+        return or_counts(self, kind)
 
     def shapes(self, layer: Layer) -> InputRows:
         return InputRows(struct(layer, *layer.input_shape), struct(layer, 1))
@@ -98,10 +99,8 @@ class Inputs(Statistic):
         x = jnp.moveaxis(x, 1, 2).reshape(layer.blocks, -1, layer.kind.channels)
         count = self._count(layer, value, x.shape[1])
 
-        def per_feature(mean: jax.Array) -> jax.Array:
-            return jnp.tile(mean, (1, layer.kind.repeats))
-
         mean, mean_sq = jnp.mean(x, axis=1), jnp.mean(x * x, axis=1)
+        per_feature = layer.kind.per_feature
         return BlockMoments(count, per_feature(mean), per_feature(mean_sq))
 
     def second_moment(self, layer: Layer, value: InputRows) -> BlockRows:

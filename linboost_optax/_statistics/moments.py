@@ -16,8 +16,10 @@ from linboost_optax._statistics.base import (
     per_block,
     struct,
 )
+from linboost_optax._statistics.counts import or_counts
 
 if TYPE_CHECKING:
+    from linboost_optax._kinds import Kind
     from linboost_optax._layer import Layer
 
 
@@ -56,6 +58,9 @@ class Moments(Statistic):
 
     name: ClassVar[str] = "moments"
 
+    def choose(self, kind: Kind) -> Statistic:
+        return or_counts(self, kind)
+
     def shapes(self, layer: Layer) -> MomentSums:
         each = struct(layer, layer.kind.groups, layer.kind.channels)
         return MomentSums(struct(layer, 1), each, each)
@@ -82,7 +87,26 @@ def block_moments(layer: Layer, value: MomentSums) -> BlockMoments:
     count = per_block(layer, value.count)
 
     def per_feature(total: jax.Array) -> jax.Array:
-        # The window comes before the channel in a kernel, so channels are tiled.
-        return jnp.tile(mean_of(layer, total, count), (1, layer.kind.repeats))
+        return layer.kind.per_feature(mean_of(layer, total, count))
 
     return BlockMoments(count, per_feature(value.sum), per_feature(value.sum_sq))
+
+
+def channel_shapes(layer: Layer, max_samples: int | None) -> MomentSums | None:
+    """Returns the shapes of the moments that a matrix has beside it, or None.
+
+    It has none where they can be read off its diagonal: where it is of all rows, and
+    every channel is a feature.
+    """
+    if max_samples is None and layer.kind.repeats == 1:
+        return None
+    return Moments().shapes(layer)
+
+
+def channels_of(
+    layer: Layer, x: jax.Array, max_samples: int | None
+) -> MomentSums | None:
+    """Returns the moments per channel of all samples, where a matrix needs them."""
+    if channel_shapes(layer, max_samples) is None:
+        return None
+    return Moments().measure(layer, x)

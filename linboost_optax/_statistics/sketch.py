@@ -19,14 +19,16 @@ from linboost_optax._statistics.base import (
     per_block,
     struct,
 )
+from linboost_optax._statistics.counts import or_counts
 from linboost_optax._statistics.moments import (
-    Moments,
     MomentSums,
     block_moments,
-    channel_sums,
+    channel_shapes,
+    channels_of,
 )
 
 if TYPE_CHECKING:
+    from linboost_optax._kinds import Kind
     from linboost_optax._layer import Layer
 
 
@@ -101,9 +103,16 @@ class Sketch(Statistic):
         _checks.whole("rank", self.rank, 1)
         _checks.optional_whole("max_samples", self.max_samples, 1)
 
-    def probes(self, layer: Layer) -> int:
+    def rank_of(self, layer: Layer) -> int:
         """Returns the number of probes of a layer."""
         return min(self.rank, layer.features)
+
+    @property
+    def is_whole(self) -> bool:
+        return self.max_samples is None
+
+    def choose(self, kind: Kind) -> Statistic:
+        return or_counts(self, kind)
 
     def shapes(self, layer: Layer) -> SketchSums:
         each = struct(layer, layer.kind.groups, layer.features)
@@ -111,8 +120,8 @@ class Sketch(Statistic):
             struct(layer, 1),
             each,
             each,
-            struct(layer, *each.shape, self.probes(layer)),
-            Moments().shapes(layer) if self._is_partial(layer) else None,
+            struct(layer, *each.shape, self.rank_of(layer)),
+            channel_shapes(layer, self.max_samples),
         )
 
     def measure(
@@ -121,10 +130,8 @@ class Sketch(Statistic):
         del g
         dtype = jnp.dtype(layer.dtype)
         design = layer.kind.design(x, self.max_samples)
-        sums = sketch_sums(design, self.probes(layer), dtype)
-        if not self._is_partial(layer):
-            return sums
-        return sums._replace(channels=channel_sums(layer.kind.samples(x), dtype))
+        sums = sketch_sums(design, self.rank_of(layer), dtype)
+        return sums._replace(channels=channels_of(layer, x, self.max_samples))
 
     def moments(self, layer: Layer, value: SketchSums) -> BlockMoments:
         if value.channels is not None:
@@ -136,9 +143,6 @@ class Sketch(Statistic):
         count = per_block(layer, value.count)
         sums = (value.sum, value.sum_sq, value.outer)
         return BlockSketch(count, *(mean_of(layer, s, count) for s in sums))
-
-    def _is_partial(self, layer: Layer) -> bool:
-        return self.max_samples is not None or layer.kind.repeats > 1
 
 
 @functools.lru_cache(maxsize=64)  # one object a width: traces keep one constant

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from linboost_optax._layer import Layer
 from linboost_optax._taps import uses
+from linboost_optax._taps.fresh import fresh_trace
 from linboost_optax._taps.primitive import Tap, emit
 from linboost_optax._taps.table import Taps
 
@@ -77,7 +78,12 @@ def value_and_grad(
         try:
             value, (grads, stats) = function(params, taps.zeros())
         except (TypeError, NotImplementedError) as error:
-            if _is_differentiable(alone, params):
+
+            def blank(params):
+                with adapter.intercept(blank_visit):
+                    return alone(params)
+
+            if _differentiates(alone, params) and not _differentiates(blank, params):
                 raise TypeError(_FORWARD) from error
             raise
         if not allow_unconnected:
@@ -107,6 +113,8 @@ class Collector:
         """Returns ``y``, tapped unless this input was seen by the same tap."""
         key = t.layer.stats_key
         self.unseen.discard(key)
+        if t.layer.statistic.reads_cotangent:  # which differs from call to call
+            return emit(t, y, x)
         seen = self.inputs.setdefault(key, [])
         if any(x is other for other in seen):
             return y
@@ -175,7 +183,7 @@ def refuse_shared(
     def mark(t: Tap, y: jax.Array, x: jax.Array) -> jax.Array:
         return uses.mark(t.layer.key, y, x)
 
-    with uses.fresh_trace(), adapter.intercept(mark):
+    with fresh_trace(), adapter.intercept(mark):
         counted = uses.count(jax.make_jaxpr(function)(*args).jaxpr)
     for layer in once:
         if counted[layer.key] > math.prod(layer.stack):
@@ -186,10 +194,28 @@ def refuse_shared(
             )
 
 
-def _is_differentiable(function: Callable[..., Any], params: Any) -> bool:
-    """Whether the loss differentiates without taps: they are what it cannot take."""
+@jax.custom_vjp
+def _blank(y: jax.Array) -> jax.Array:
+    return y
+
+
+_blank.defvjp(lambda y: (_blank(y), None), lambda _, g: (g,))  # alive as `emit`
+
+
+def blank_visit(t: Tap, y: jax.Array, x: jax.Array) -> jax.Array:
+    """Returns ``y`` by a rule for reverse mode alone, and measures nothing.
+
+    A loss that differentiates without taps and not with this is in forward mode; one
+    that differentiates with this has met an error in what a tap measures.
+    """
+    del t, x
+    return _blank(y)
+
+
+def _differentiates(function: Callable[..., Any], params: Any) -> bool:
+    """Whether a loss can be differentiated at all."""
     try:
-        with uses.fresh_trace():
+        with fresh_trace():
             jax.eval_shape(jax.grad(function), params)
     except Exception:
         return False

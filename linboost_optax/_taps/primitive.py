@@ -97,7 +97,8 @@ def tap(x: jax.Array, t: Tap, y: jax.Array | None = None) -> jax.Array:
 
     Raises:
       TypeError: if ``x`` is not floating, or ``t`` is not a tap.
-      ValueError: if the width of ``x`` is not that of the layer.
+      ValueError: if the width of ``x`` is not that of the layer, or for raw inputs its
+        shape is not theirs.
 
     Example:
       >>> import jax, jax.numpy as jnp, linboost_optax as lbo
@@ -131,6 +132,7 @@ def tap(x: jax.Array, t: Tap, y: jax.Array | None = None) -> jax.Array:
             f"'{t.layer}', got shape {x.shape}. Tap the input of the very layer `t` "
             "was made for."
         )
+    t.layer.check_input(x)
     if y is not None:
         return emit(t, y, x)
     return _emit(t.layer, False, x, jax.lax.stop_gradient(x), _vary_like(x, t.value))

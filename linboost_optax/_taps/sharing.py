@@ -23,6 +23,8 @@ class InputRecord:
 
     def share(self, layer: Layer, x: Any) -> Layer:
         """Returns the layer, served by an earlier one with this input and design."""
+        if layer.statistic.reads_cotangent:
+            return layer
         key = (id(x), layer.design_key)
         _, source = self._sources.setdefault(key, (x, layer.path))
         return layer if source == layer.path else replace(layer, source=source)

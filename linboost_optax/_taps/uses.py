@@ -8,7 +8,6 @@ Python; in a jaxpr they all show as more than one mark.
 import math
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
@@ -16,15 +15,6 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
 _PREFIX = "linboost_use:"
-
-# Part of every JAX cache key: under a new value nothing is served that was traced
-# without an interceptor, be it a jitted model or `nn.jit` inside it.
-_context = jax.make_user_context(None)
-
-
-def fresh_trace() -> AbstractContextManager[Any]:
-    """Returns a context in which nothing is served that was traced outside of it."""
-    return _context(object())
 
 
 def mark(key: str, y: jax.Array, x: jax.Array) -> jax.Array:

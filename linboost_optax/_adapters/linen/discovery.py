@@ -18,12 +18,13 @@ from linboost_optax._adapters.linen.interception import (
     without_leaves,
 )
 from linboost_optax._adapters.linen.registry import Entry
+from linboost_optax._kinds import Kind
 from linboost_optax._layer import Layer, Path, join
-from linboost_optax._statistics import Rule
+from linboost_optax._statistics import Rule, Statistic
 from linboost_optax._statistics.base import accumulation_dtype
 from linboost_optax._taps import Plain, Tap
+from linboost_optax._taps.fresh import fresh_trace
 from linboost_optax._taps.sharing import InputRecord
-from linboost_optax._taps.uses import fresh_trace
 
 
 class LayerFinder:
@@ -52,10 +53,11 @@ class LayerFinder:
         if _under_map_variables():
             self.reasons[module.path] = "nn.map_variables transforms its kernel"
             return
+        _check(module, entry, kind)
         layer = Layer(
             path=module.path,
             kind=kind,
-            statistic=kind.statistic(self.asked),
+            statistic=_chosen(module, kind, self.asked),
             input_shape=tuple(x.shape),
             dtype=_dtype(module, entry, x),
             kernel=entry.kernel,
@@ -70,6 +72,38 @@ class LayerFinder:
             shapes = known.statistic_shapes()
             zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
             scope.put_variable("params", LEAF, Tap(zeros, known))
+
+
+def _check(module: nn.Module, entry: Entry, kind: Any) -> None:
+    """Raises unless a registered description fits the module's parameters."""
+    where, name = f"layer '{join(module.path)}'", type(module).__name__
+    if not isinstance(kind, Kind):
+        raise TypeError(
+            f"{where}: `describe` of {name} must return a Kind or the reason why this "
+            f"layer is left alone, got {kind!r}."
+        )
+    if not module.has_variable("params", entry.kernel):
+        raise ValueError(
+            f"{where}: {name} must have a parameter `{entry.kernel}`, got "
+            f"{sorted(module.variables.get('params', {}))}. Pass its name as `kernel` "
+            "to `linen.register`."
+        )
+    kernel = flax_meta.unbox(module.get_variable("params", entry.kernel))
+    if kernel.shape != kind.kernel_shape:
+        raise ValueError(
+            f"{where}: `describe` of {name} must return a kind of its kernel's shape "
+            f"{kernel.shape}, got a {kind}."
+        )
+
+
+def _chosen(module: nn.Module, kind: Kind, asked: Rule) -> Statistic:
+    statistic = kind.statistic(asked)
+    if not isinstance(statistic, Statistic):
+        raise TypeError(
+            f"layer '{join(module.path)}': `statistic` {asked!r} must choose a "
+            f"statistic for {kind}, got {statistic!r}. Return e.g. lbo.Gram()."
+        )
+    return statistic
 
 
 def _dtype(module: nn.Module, entry: Entry, x: jax.Array) -> str:

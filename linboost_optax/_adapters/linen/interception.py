@@ -70,10 +70,9 @@ def _tap_of(context: nn.module.InterceptorContext) -> Tap | None:
     reason = registry.reason_elsewhere(context)
     if reason is not None:
         raise ValueError(
-            f"layer '{t.layer}' was tapped for its lookups alone and the loss "
-            f"calls `{context.method_name}`, which uses its transpose. Make the taps "
-            "with the method that the loss calls, so that this layer keeps its plain "
-            "gradient."
+            f"layer '{t.layer}' was tapped for its own call alone, and the loss calls "
+            f"`{context.method_name}`: {reason}. Make the taps with the method that "
+            "the loss calls, so that this layer keeps its plain gradient."
         )
     return t
 
@@ -87,12 +86,7 @@ def _check_call(layer: Layer, kind: Kind | str, x: jax.Array) -> None:
             f"called as {got}: these taps belong to another model, or "
             "to inputs of another shape. Make the taps again."
         )
-    if not layer.statistic.additive and x.shape != layer.input_shape:
-        raise ValueError(
-            f"layer '{layer}' has `statistic` '{layer.statistic.name}' for inputs of "
-            f"shape {layer.input_shape}, got {x.shape}. Make the taps again for this "
-            "shape, or use 'gram' or 'moments', which take any number of samples."
-        )
+    layer.check_input(x)
 
 
 def _copy_dicts(tree: Any) -> Any:

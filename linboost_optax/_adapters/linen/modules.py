@@ -6,7 +6,6 @@ import jax.numpy as jnp
 from flax.linen import linear as nn_linear
 
 from linboost_optax._kinds import Conv, Dense, Embed
-from linboost_optax._kinds.base import normalize_axes
 
 _COMPLEX = "complex inputs"
 
@@ -23,7 +22,7 @@ def dense_general(module: nn.DenseGeneral, x: jax.Array) -> Dense | str:
     if jnp.issubdtype(x.dtype, jnp.complexfloating):
         return _COMPLEX
     # Flax sorts the axes: the kernel's follow the input's order, not the user's.
-    axis = tuple(sorted(normalize_axes(_tuple(module.axis), x.ndim)))
+    axis = tuple(sorted(a - x.ndim if a >= 0 else a for a in _tuple(module.axis)))
     return Dense(
         batch=x.shape[: len(_tuple(module.batch_dims))],
         inputs=tuple(x.shape[a] for a in axis),

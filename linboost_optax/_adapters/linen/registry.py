@@ -1,7 +1,7 @@
 """Which Linen modules are linear layers, and of what kind."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,13 +19,16 @@ class Entry:
     Attributes:
       describe: maps the module and its input to its kind, or to the reason why this
         one keeps its plain gradient.
-      argument: name of the input among the arguments of the call.
+      function: the linear map itself. A subclass that calls it on another input, and a
+        class made by a lifted transform, reach it through a second, inner call.
+      argument: name of the input among its arguments.
       kernel: name of its kernel among its parameters.
       bias: name of its bias, where it has one.
       elsewhere: other methods that use the kernel, and why the layer is then plain.
     """
 
     describe: Callable[[Any, jax.Array], Kind | str]
+    function: Callable[..., Any]
     argument: str
     kernel: str
     bias: str
@@ -36,9 +39,7 @@ class Entry:
         return args[0] if args else kwargs[self.argument]
 
 
-# By the function that is the linear map itself. A subclass that calls it on another
-# input, and a class made by a lifted transform, reach it through a second, inner call.
-_ENTRIES: dict[Callable[..., Any], Entry] = {}
+_ENTRIES: dict[type[nn.Module], Entry] = {}
 
 
 def register(
@@ -51,11 +52,11 @@ def register(
 ) -> None:
     """Teaches the adapter that a module class is a linear layer.
 
-    The class's own ``__call__`` must be the linear map of its first argument: its
-    output is linear in the parameters ``kernel`` and ``bias``.
+    The class's ``__call__`` must be the linear map of its first argument: its output is
+    linear in the parameters ``kernel`` and ``bias``.
 
     Args:
-      module: the class; subclasses that inherit its ``__call__`` are covered, too.
+      module: the class; subclasses are covered as far as they use its ``__call__``.
       describe: maps a module and its input to its ``Kind``, or to a sentence that says
         why this one is left alone.
       kernel: name of the kernel among the module's parameters; default ``"kernel"``.
@@ -94,7 +95,7 @@ def register(
             f"`describe` must map (module, input) to a Kind, got {describe!r}. Pass a "
             "function."
         )
-    function = inspect.unwrap(module.__call__)
+    function = _call_of(module)
     first = list(inspect.signature(function).parameters.values())[1:2]  # after `self`
     if not first or first[0].kind is not first[0].POSITIONAL_OR_KEYWORD:
         raise TypeError(
@@ -102,24 +103,38 @@ def register(
             f"{inspect.signature(function)}. Register a class whose `__call__` is the "
             "linear map of its first argument."
         )
-    _ENTRIES[function] = Entry(
-        describe, first[0].name, kernel, bias, dict(elsewhere or {})
+    _ENTRIES[module] = Entry(
+        describe, function, first[0].name, kernel, bias, dict(elsewhere or {})
     )
 
 
 def entry_of(context: nn.module.InterceptorContext) -> Entry | None:
     """Returns the entry whose linear map this very call is, or None."""
     method = context.orig_method  # the function bound to its module by `partial`
-    return _ENTRIES.get(getattr(method, "func", method))
+    function = getattr(method, "func", method)
+    for entry in _entries(context):
+        if entry.function is function:
+            return entry
+    return None
 
 
 def reason_elsewhere(context: nn.module.InterceptorContext) -> str | None:
     """Returns why this call makes its layer plain, or None."""
-    for each in type(context.module).__mro__:
-        entry = _ENTRIES.get(inspect.unwrap(vars(each).get("__call__", each)))
-        if entry is not None and context.method_name in entry.elsewhere:
+    for entry in _entries(context):
+        if context.method_name in entry.elsewhere:
             return entry.elsewhere[context.method_name]
     return None
+
+
+def _entries(context: nn.module.InterceptorContext) -> Iterator[Entry]:
+    """The entries of a module's class and of its bases, the nearest first."""
+    bases = type(context.module).__mro__
+    return (_ENTRIES[each] for each in bases if each in _ENTRIES)
+
+
+def _call_of(module: type[nn.Module]) -> Callable[..., Any]:
+    """Returns a class's own or inherited ``__call__``, out of Flax's wrapper."""
+    return getattr(module.__call__, "__wrapped__", module.__call__)
 
 
 for _class, _describe in (

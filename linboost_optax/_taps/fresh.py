@@ -1,0 +1,15 @@
+"""Traces that nothing is served to from JAX's caches."""
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+import jax
+
+# Part of every JAX cache key: under a new value nothing is served that was traced
+# without an interceptor, be it a jitted model or `nn.jit` inside it.
+_context = jax.make_user_context(None)
+
+
+def fresh_trace() -> AbstractContextManager[Any]:
+    """Returns a context in which nothing is served that was traced outside of it."""
+    return _context(object())
