@@ -54,7 +54,7 @@ def short(results: Sequence[Result], names: Sequence[str]) -> str:
     rows = [
         [_title(result)]
         + [_reached(result, name, _median) for name in list(labels)[1:]]
-        + [number(_lowest(result, name), "{:.2g}") for name in labels]
+        + [number(_lowest(result, name), "{:.3g}") for name in labels]
         for result in results
     ]
     return table(header, rows)

@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Hashable
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from linboost_optax._statistics import Rule, Statistic
+if TYPE_CHECKING:
+    from linboost_optax._statistics import Rule, Statistic
 
 
 class Kind(ABC):

@@ -27,11 +27,12 @@ class LowRank(NamedTuple):
 
     The columns of :math:`B` are orthogonal, and :math:`s` the square roots of the
     eigenvalues of :math:`I + B B^T` along them, so that every power of it is one plus
-    low rank: :math:`I + B\, c(s)\, B^T` with a coefficient of its own.
+    low rank. With :math:`U = B / s` its inverse is :math:`I - U U^T`, and other powers
+    are :math:`I + U\, c(s)\, U^T` with a coefficient of their own.
 
     Attributes:
       scale: :math:`D^{1/2}`, ``[block, feature]``.
-      basis: :math:`B`, ``[block, feature, rank]``.
+      basis: :math:`U`, ``[block, feature, rank]``.
       stretch: :math:`s`, ``[block, rank]``.
     """
 
@@ -114,7 +115,9 @@ class Nystrom:
         inner = jnp.einsum("kdr,kds->krs", low, low, precision=_HIGH)
         values, vectors = jnp.linalg.eigh(inner)
         stretch = jnp.sqrt(1 + jnp.maximum(values, 0))
-        basis = jnp.einsum("kdr,krs->kds", low, vectors, precision=_HIGH)
+        basis = jnp.einsum(
+            "kdr,krs->kds", low, vectors / stretch[:, None, :], precision=_HIGH
+        )
         return mean, LowRank(scale, basis, stretch)
 
     def solve(self, state: Refreshed, view: Any, g: Affine) -> Affine:
@@ -149,22 +152,26 @@ def _usable(state: Refreshed) -> tuple[jax.Array, LowRank, jax.Array]:
     return mean, LowRank(scale, metric.basis, stretch), ready
 
 
-# With columns of squared norm s^2 - 1, I + c B B^T has the eigenvalue 1 + c (s^2 - 1)
-# along each. Written so, no direction is divided by its norm, which may be zero.
+# The columns of U have the squared norm 1 - 1 / s^2, so I + c U U^T has the eigenvalue
+# 1 + c (1 - 1 / s^2) along each. Written so, none is divided by its norm: it may be 0.
 
 
 def _inverse(metric: LowRank, w: jax.Array) -> jax.Array:
-    return _apply(metric, -1 / metric.stretch**2, w)
+    return w - _along(metric.basis, metric.basis, w)
 
 
 def _inverse_root(metric: LowRank, w: jax.Array) -> jax.Array:
-    return _apply(metric, -1 / (metric.stretch * (metric.stretch + 1)), w)
+    s = metric.stretch
+    return w - _along(metric.basis * (s / (s + 1))[:, None, :], metric.basis, w)
 
 
 def _root(metric: LowRank, w: jax.Array) -> jax.Array:
-    return _apply(metric, 1 / (metric.stretch + 1), w)
+    s = metric.stretch
+    return w + _along(metric.basis * (s**2 / (s + 1))[:, None, :], metric.basis, w)
 
 
-def _apply(metric: LowRank, coefficient: jax.Array, w: jax.Array) -> jax.Array:
-    along = jnp.einsum("kdr,kdo->kro", metric.basis, w) * columns(coefficient)
-    return w + jnp.einsum("kdr,kro->kdo", metric.basis, along)
+def _along(scaled: jax.Array, basis: jax.Array, w: jax.Array) -> jax.Array:
+    # Coefficients scale the basis: between the two products they would be fused into
+    # the second, which was measured to cost more than both.
+    along = jnp.einsum("kdr,kdo->kro", scaled, w)
+    return jnp.einsum("kdr,kro->kdo", basis, along)
