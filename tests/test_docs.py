@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 GUIDES = sorted((ROOT / "docs").glob("*.md"))
 
 # User code is not held to strict promotion, as in the README.
-pytestmark = pytest.mark.lenient("guides are user code")
+pytestmark = [pytest.mark.slow, pytest.mark.lenient("guides are user code")]
 
 
 def test_there_is_a_guide_to_ills():

@@ -14,6 +14,8 @@ from benchmarks.optimizers import OPTIMIZERS
 from benchmarks.regression.trainers import TRAINERS
 from benchmarks.tasks import TASKS
 
+pytestmark = pytest.mark.slow
+
 
 def parse(*argv):
     args = driver.parser().parse_args(driver.with_default(argv))

@@ -12,6 +12,8 @@ from benchmarks.regression import tables
 from benchmarks.regression.problems import PROBLEMS, load
 from benchmarks.regression.trainers import TRAINERS
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_training_data_are_standardised_and_seeded(name):

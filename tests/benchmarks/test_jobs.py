@@ -11,6 +11,8 @@ import pytest
 from benchmarks import driver, results
 from benchmarks.jobs import JOBS, races, step_time
 
+pytestmark = pytest.mark.slow
+
 PNG = b"\x89PNG\r\n\x1a\n"
 
 

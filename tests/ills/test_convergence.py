@@ -20,6 +20,8 @@ from tests.ills.problems import (
     tanh_teacher,
 )
 
+pytestmark = pytest.mark.slow
+
 # Samples, features, hidden units, outputs, and options; each pair compiles once.
 TUKEY, PUBLISHED = (("loss", "tukey"),), (("method", "published"),)
 CASES = [
@@ -31,7 +33,6 @@ CASES = [
 KINDS = ["plain", "duplicated", "constant", "zero target"]
 
 
-@pytest.mark.slow
 @hypothesis.settings(max_examples=40, deadline=None, derandomize=True)
 @hypothesis.given(
     case=st.sampled_from(CASES),
@@ -101,7 +102,6 @@ def test_linear_teacher_is_exact_after_one_iteration(method, hidden):
         np.testing.assert_allclose(ills.predict(net, params, x), y, atol=1e-10)
 
 
-@pytest.mark.slow
 def test_tanh_teacher_is_recovered_in_nine_of_ten_seeds():
     tx, update = stepper(5, (20,), 1, ())
     reached = 0
@@ -177,7 +177,6 @@ def outlier_ratios(loss, seed):
     )
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("loss", "summary"), [("huber", np.median), ("tukey", np.max)])
 def test_robust_losses_ignore_gross_outliers(loss, summary):
     """Within 1.5 times the run without outliers: Tukey in every one of five seeds."""
@@ -245,7 +244,6 @@ def test_output_ridge_falls_to_the_argument():
     np.testing.assert_allclose(state.objective, residual + penalty, rtol=1e-3)
 
 
-@pytest.mark.slow
 def test_steep_target_is_fitted_with_the_defaults():
     """Friedman 3: with a tiny ridge from the start the error stays at 0.08 and more."""
     rng = np.random.default_rng(0)
