@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -73,11 +72,14 @@ def taps(
             "`linen.taps(model, x)` with the arguments of the model's own call."
         )
     asked = _statistics.resolve(statistic)
-    _refuse_moved(model, kwargs)
     rngs = kwargs.pop("rngs", None)
     rngs = jax.random.key(0) if rngs is None else rngs
     found = discovery.LayerFinder(asked)
-    variables = discovery.trace_init(model, found, rngs, args, kwargs)
+    try:
+        variables = discovery.trace_init(model, found, rngs, args, kwargs)
+    except TypeError as error:
+        _explain_moved(kwargs, error)
+        raise
     params = variables.get("params", {})
     layers = tuple(
         discovery.with_stack(layer, params)
@@ -107,19 +109,14 @@ def taps(
     return result
 
 
-def _refuse_moved(model: nn.Module, kwargs: Mapping[str, Any]) -> None:
-    """Raises where an option of the statistic is passed as one of the model's call."""
-    method = kwargs.get("method") or "__call__"
-    method = getattr(model, method) if isinstance(method, str) else method
-    accepted = inspect.signature(method).parameters
-    if any(each.kind is each.VAR_KEYWORD for each in accepted.values()):
-        return
+def _explain_moved(kwargs: Mapping[str, Any], error: TypeError) -> None:
+    """Raises if the model's call was given what is an option of the statistic."""
     for name in ("max_samples", "rank"):
-        if name in kwargs and name not in accepted:
+        if name in kwargs and name in str(error):
             raise TypeError(
                 f"`{name}` is an option of the statistic, not of the model's call. "
                 f"Pass e.g. `statistic=lbo.Auto({name}={kwargs[name]!r})`."
-            )
+            ) from error
 
 
 def value_and_grad(

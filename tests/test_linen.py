@@ -319,8 +319,9 @@ def test_unknown_statistic():
 def test_options_of_a_statistic_are_not_those_of_the_call(option):
     ((name, value),) = option.items()
     match = rf"`{name}` is an option of the statistic.*lbo\.Auto\({name}={value}\)"
-    with pytest.raises(TypeError, match=match):
-        linen.taps(nn.Dense(2), X, **option)
+    for model in (nn.Dense(2), nn.Sequential([nn.Dense(2)])):
+        with pytest.raises(TypeError, match=match):
+            linen.taps(model, X, **option)
 
 
 def test_a_model_may_have_an_argument_of_the_same_name():
