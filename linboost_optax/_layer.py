@@ -128,6 +128,11 @@ class Layer:
                 "samples."
             )
 
+    def below(self, root: Path) -> Layer:
+        """Returns the layer of a model whose parameters are below ``root``."""
+        source = None if self.source is None else root + self.source
+        return replace(self, path=root + self.path, source=source)
+
     def without_bias(self) -> Layer:
         """Returns the layer as one whose bias is no parameter of the problem."""
         return replace(self, bias=None)

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import flax.linen as nn
 import jax
-from flax.core import FrozenDict, freeze
 
 from linboost_optax import _statistics
 from linboost_optax._adapters.linen import discovery, interception
 from linboost_optax._adapters.linen.registry import register
 from linboost_optax._statistics import Rule
-from linboost_optax._taps import Taps, check_taps, collect
-from linboost_optax._taps.sharing import keep_shared
+from linboost_optax._taps import Taps, check_taps, collect, flow
+from linboost_optax._taps.collect import refuse_repeated
+from linboost_optax._taps.selection import named
+from linboost_optax._taps.sharing import keep_shared, without
 from linboost_optax.ills._model.linen import network
 
 __all__ = ["network", "register", "taps", "value_and_grad", "without_taps"]
@@ -25,6 +25,7 @@ def taps(
     model: nn.Module,
     *args: Any,
     statistic: Rule | Literal["auto", "moments", "gram", "sketch", "inputs"] = "auto",
+    exclude: str | Sequence[str] = (),
     **kwargs: Any,
 ) -> Taps:
     """Finds the linear layers of a model and decides what their taps emit.
@@ -42,6 +43,8 @@ def taps(
         layers up to 128 inputs wide, a sketch for wider ones, of 128 rows of a batch.
         Each has a name for its defaults, ``"moments"`` and so on. Embeddings are
         counted whatever is asked. Default ``"auto"``.
+      exclude: names of layers to leave alone, or of what they are below, as printed in
+        the table; ``*`` and ``?`` stand for any characters. Default none.
       **kwargs: keyword arguments of the model's call; ``method`` and ``rngs`` go to
         ``model.init``.
 
@@ -81,32 +84,32 @@ def taps(
         _explain_moved(kwargs, error)
         raise
     params = variables.get("params", {})
-    layers = tuple(
-        discovery.with_stack(layer, params)
-        for path, layer in sorted(found.layers.items())
-        if path not in found.reasons
-    )
+    layers = discovery.own(found, params)
+    for path in named("exclude", exclude, layers):
+        found.reasons[path] = "left out"
+    layers = without(layers, found.reasons)
+    layers = tuple(discovery.with_stack(layer, params) for layer in layers)
+    bare = {**variables, "params": interception.without_leaves(params)}
+    plan = discovery.trace_call(model, Taps(layers), bare, rngs, args, kwargs)
+    if plan is not None:
+        for layer in layers:
+            if layer.key in plan.outside:
+                found.reasons[layer.path] = _OUTSIDE.format(plan.outside[layer.key])
+        layers = without(layers, found.reasons)
     if not layers:
         raise ValueError(
             f"`model` {type(model).__name__} has no layer that can be tapped: "
             f"{found.reasons or 'no Dense, DenseGeneral, Conv or Embed was called'}. "
             "Use a plain optimizer."
         )
-    streams = dict(rngs) if isinstance(rngs, Mapping) else {"params": rngs}
-    apply = functools.partial(model.apply, rngs=streams, mutable=True)
-    apply, arrays = discovery.abstract(apply, args, kwargs)
-    bare = {**variables, "params": interception.without_leaves(params)}
-    if any(layer.source is not None for layer in layers):
-        layers = keep_shared(layers, discovery.trace_call(apply, bare, arrays))
-    result = Taps(layers, discovery.plain(params, layers, found.reasons))
-
-    tree = interception.insert(
-        bare["params"], result, collect.by_layer(result, result.zeros())
-    )
-    collect.refuse_shared(
-        interception, result, apply, {**variables, "params": tree}, arrays
-    )
+    layers = keep_shared(layers, plan.inputs if plan else {})
+    result = Taps(layers, discovery.plain(bare["params"], layers, found.reasons))
+    if plan is not None:
+        refuse_repeated(result, plan)
     return result
+
+
+_OUTSIDE = "its kernel is also multiplied outside of its own call, by `{}`"
 
 
 def _explain_moved(kwargs: Mapping[str, Any], error: TypeError) -> None:
@@ -134,8 +137,9 @@ def value_and_grad(
     Args:
       loss_fn: ``loss_fn(params, *args, **kwargs)`` returning a scalar, or
         ``(scalar, aux)`` with ``has_aux``. ``params`` is the ``params`` collection or
-        the variables that hold it, as the loss likes. A loss that walks over the
-        leaves of ``params`` itself may want ``without_taps``.
+        the variables that hold it, as the loss likes. The loss is traced once more
+        beforehand, to see which kernels reach which calls: cast, masked or averaged
+        ones count as what they are made of.
       taps: from ``linen.taps`` of the same model.
       has_aux: whether ``loss_fn`` returns auxiliary data; default False.
       allow_unconnected: whether the loss may leave tapped layers out; their
@@ -172,27 +176,29 @@ def value_and_grad(
 
 
 def without_taps(params: Any) -> Any:
-    """Returns the parameters as the caller passed them, for use inside a loss.
+    """Returns the parameters for uses that are not to be measured, inside a loss.
 
-    Within ``value_and_grad`` the loss sees ``params`` with one more leaf, all zeros,
-    beside every tapped kernel. Sums of squares do not notice; a loss that compares
-    ``params`` with another tree, or adds up a function of every leaf whose slope at
-    zero is not zero (a norm per leaf, a plain sum), takes them from here.
+    What a loss computes from the result keeps its gradient and adds nothing to the
+    statistics: a term in forward mode, which taps do not support, or one on inputs that
+    should not count.
 
     Args:
-      params: what the loss got as its first argument: dictionaries of arrays.
+      params: what the loss got as its first argument, or a part of it.
 
     Returns:
-      The same tree without taps; any other tree unchanged.
+      The same tree, of the same values.
 
     Example:
-      >>> import jax, jax.numpy as jnp
+      >>> import flax.linen as nn, jax, jax.numpy as jnp
       >>> from linboost_optax import linen
-      >>> def distance(params, anchor):
-      ...     moved = jax.tree.map(jnp.subtract, linen.without_taps(params), anchor)
-      ...     return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(moved))
-      >>> distance({"kernel": jnp.ones(2)}, {"kernel": jnp.zeros(2)})
-      Array(2., dtype=float32)
+      >>> model, x = nn.Dense(1), jnp.ones((8, 3))
+      >>> params, taps = model.init(jax.random.key(0), x), linen.taps(model, x)
+      >>> def loss_fn(params):
+      ...     f = lambda x: model.apply(linen.without_taps(params), x)
+      ...     slope = jax.jvp(f, (x,), (x,))[1]
+      ...     return jnp.mean(model.apply(params, x) ** 2) + jnp.mean(slope**2)
+      >>> loss, grads, stats = linen.value_and_grad(loss_fn, taps)(params)
+      >>> stats[""].count
+      Array([8.], dtype=float32)
     """
-    plain = interception.without_leaves(params)
-    return freeze(plain) if isinstance(params, FrozenDict) else plain
+    return jax.tree.map(flow.untapped, params)

@@ -360,7 +360,7 @@ def test_root_layer_has_a_name_in_errors():
     taps = linen.taps(nn.Dense(2), X)
     other = nn.Dense(3)
     with pytest.raises(
-        ValueError, match=r"layer '\.' was tapped as a Dense with a ker"
+        ValueError, match=r"layer '\.' with a kernel of shape \(3, 2\), the para"
     ):
         linen.value_and_grad(lambda p: other.apply(p, X).sum(), taps)(
             other.init(jax.random.key(0), X)

@@ -9,6 +9,7 @@ import optax
 
 from linboost_optax import _statistics
 from linboost_optax._layer import Affine, Layer, Path, join
+from linboost_optax._taps import places
 
 
 @dataclass(frozen=True)
@@ -81,36 +82,23 @@ def _is_masked(node: Any) -> bool:
 
 
 def _index(entries) -> tuple[dict[Path, Any], list[jax.Array]]:
-    """Maps every path, with and without a box's own suffix, to a leaf's index."""
-    index: dict[Path, Any] = {}
+    """Maps every path to a leaf's index, or to the mask in its place."""
+    found: list[tuple[Any, Any]] = []
     leaves: list[jax.Array] = []
     for path, leaf in entries:
-        names = tuple(_name(entry) for entry in path)
-        where = leaf if _is_masked(leaf) else len(leaves)
-        for end in range(len(names), 0, -1):
-            index.setdefault(names[:end], where)
+        found.append((path, leaf if _is_masked(leaf) else len(leaves)))
         if not _is_masked(leaf):
             leaves.append(leaf)
-    return index, leaves
-
-
-def _name(entry: Any) -> str:
-    for attribute in ("key", "name", "idx"):
-        if hasattr(entry, attribute):
-            return str(getattr(entry, attribute))
-    return str(entry)
+    return places.index(found), leaves
 
 
 def _find(layer: Layer, name: str, index: Mapping[Path, Any]) -> Any:
     path = (*layer.path, name)
-    for root in ((), ("params",)):
-        full = root + path
-        if full in index:
-            return index[full]
-        # A mask may end above the parameter: its node stands for all below.
-        for end in range(1, len(full)):
-            if _is_masked(index.get(full[:end])):
-                return index[full[:end]]
+    # A mask may end above the parameter: its node stands for all below.
+    for end in range(len(path), -1, -1):
+        found = index.get(path[:end])
+        if found is not None and (end == len(path) or _is_masked(found)):
+            return found
     raise ValueError(
         f"`taps` has layer '{layer}' with parameter '{join(path)}', which "
         "the parameters lack: these taps belong to another model. Make them from the "

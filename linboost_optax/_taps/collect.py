@@ -3,36 +3,17 @@
 import functools
 import math
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
-from typing import Any, Protocol, TypeAlias
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
-from linboost_optax._layer import Layer
-from linboost_optax._taps import uses
 from linboost_optax._taps.fresh import fresh_trace
+from linboost_optax._taps.identity import Identities
 from linboost_optax._taps.primitive import Tap, emit
+from linboost_optax._taps.survey import Adapter, Place, Plan, kernels, survey
 from linboost_optax._taps.table import Taps
-
-# What is done at a tapped layer's call: maps (tap, output, input) to the output.
-Visit: TypeAlias = Callable[[Tap, jax.Array, jax.Array], jax.Array]
-
-
-class Adapter(Protocol):
-    """What a framework has to offer, besides finding the layers of a model."""
-
-    def insert(self, params: Any, taps: Taps, by_layer: Mapping[str, Tap]) -> Any:
-        """Returns parameters that carry every layer's tap into the model.
-
-        Raises:
-          ValueError: if a tapped layer's parameters are not there.
-        """
-        ...
-
-    def intercept(self, visit: Visit) -> AbstractContextManager[Any]:
-        """Calls ``visit`` at every call of a tapped layer while the context lasts."""
-        ...
 
 
 def value_and_grad(
@@ -43,6 +24,9 @@ def value_and_grad(
     allow_unconnected: bool,
 ) -> Callable[..., Any]:
     """Returns what differentiates ``loss_fn`` and collects the statistics.
+
+    The loss sees its parameters as they are. Taps reach the model from the side, when
+    it is called.
 
     Args:
       adapter: of the framework that the model is written in.
@@ -58,39 +42,69 @@ def value_and_grad(
 
     @functools.wraps(loss_fn)
     def wrapped(params, *args, **kwargs):
-        collector = Collector(taps)
+        def loss(params):
+            return loss_fn(params, *args, **kwargs)
 
-        def loss_with(params, zeros):
-            inserted = adapter.insert(params, taps, by_layer(taps, zeros))
-            return loss_fn(inserted, *args, **kwargs)
-
-        def tapped(params, zeros):
-            probed = {key: collector.probe(key, zero) for key, zero in zeros.items()}
-            with adapter.intercept(collector):
-                return loss_with(params, probed)
-
-        def alone(params):
-            value = loss_with(params, taps.zeros())
-            return value[0] if has_aux else value
-
-        refuse_shared(adapter, taps, alone, params)
-        function = jax.value_and_grad(tapped, argnums=(0, 1), has_aux=has_aux)
-        try:
-            value, (grads, stats) = function(params, taps.zeros())
-        except (TypeError, NotImplementedError) as error:
-
-            def blank(params):
-                with adapter.intercept(blank_visit):
-                    return alone(params)
-
-            if _differentiates(alone, params) and not _differentiates(blank, params):
-                raise TypeError(_FORWARD) from error
-            raise
-        if not allow_unconnected:
-            collector.check()
-        return value, grads, {key: stat.value for key, stat in stats.items()}
+        plan = _plan(adapter, taps, loss, params)
+        if plan is not None:
+            refuse_repeated(taps, plan)
+            _refuse(plan)
+        collect = functools.partial(
+            _collect, adapter, taps, plan, loss, params, has_aux, allow_unconnected
+        )
+        if not _traces():
+            try:
+                return collect(True)
+            except _Nested:
+                pass
+        # Functions that JAX has traced before do not call Python again, so that no tap
+        # would reach a model inside; and they must not be served ours later.
+        with fresh_trace():
+            return collect(False)
 
     return wrapped
+
+
+def _plan(adapter: Adapter, taps: Taps, loss: Callable, params: Any) -> Plan | None:
+    kernels(taps, params)  # raises if one is missing
+    try:
+        return survey(adapter, taps, loss, params)
+    except Exception:
+        # A loss that looks at numbers, or is wrong: what comes next says which.
+        return None
+
+
+def _collect(
+    adapter: Adapter,
+    taps: Taps,
+    plan: Plan | None,
+    loss: Callable[[Any], Any],
+    params: Any,
+    has_aux: bool,
+    allow_unconnected: bool,
+    eager: bool,
+) -> Any:
+    collector = Collector(taps)
+    claims_made: set[Place] = set()
+
+    def tapped(params, zeros):
+        probed = {key: collector.probe(key, zero) for key, zero in zeros.items()}
+        claims = _Claims(taps, plan, params, by_layer(taps, probed), eager, claims_made)
+        with adapter.intercept(taps.layers, claims, collector):
+            return loss(params)
+
+    function = jax.value_and_grad(tapped, argnums=(0, 1), has_aux=has_aux)
+    try:
+        value, (grads, stats) = function(params, taps.zeros())
+        if eager and plan is not None and claims_made != set(plan.layers):
+            raise _Nested
+    except (TypeError, NotImplementedError) as error:
+        if _is_forward(adapter, taps, plan, loss, params, has_aux):
+            raise TypeError(_FORWARD) from error
+        raise
+    if not allow_unconnected:
+        collector.check()
+    return value, grads, {key: stat.value for key, stat in stats.items()}
 
 
 def by_layer(taps: Taps, zeros: Mapping[str, Tap]) -> dict[str, Tap]:
@@ -100,28 +114,84 @@ def by_layer(taps: Taps, zeros: Mapping[str, Tap]) -> dict[str, Tap]:
     }
 
 
+class _Nested(BaseException):
+    """A model is called inside a function that JAX traces and keeps.
+
+    Not an ``Exception``: a loss must not catch it.
+    """
+
+
+def _traces() -> bool:
+    """Whether operations are traced rather than run."""
+    return isinstance(jnp.zeros(()), Tracer)
+
+
+class _Claims:
+    """Gives every kernel that arrives at a model the taps of the layers it is of.
+
+    Attributes:
+      eager: whether operations run at once, outside of any trace.
+    """
+
+    def __init__(
+        self,
+        taps: Taps,
+        plan: Plan | None,
+        params: Any,
+        by_layer: Mapping[str, Tap],
+        eager: bool,
+        made: set[Place],
+    ):
+        leaves = jax.tree.leaves(params)
+        self.own = [(leaves[i], each.key) for each, i in kernels(taps, params)]
+        self.plan, self.by_layer, self.eager = plan, by_layer, eager
+        self.made = made
+
+    def __call__(self, place: Place, kernel: Any) -> tuple[Any, tuple[Tap, ...]] | None:
+        if self.plan is not None:
+            keys = self.plan.layers.get(place, frozenset())
+        else:
+            arrays = jax.tree.leaves(kernel)
+            keys = {key for leaf, key in self.own if any(a is leaf for a in arrays)}
+        if not keys:
+            return None
+        if self.eager and _traces():
+            raise _Nested
+        self.made.add(place)
+        return kernel, tuple(self.by_layer[key] for key in sorted(keys))
+
+
 class Collector:
     """Applies taps at the calls of tapped layers, and remembers which were reached."""
 
     def __init__(self, taps: Taps):
         self.unseen = {layer.stats_key for layer in taps.layers}
         # The inputs of every tap, by identity: a shared one counts once.
-        self.inputs: dict[str, list[jax.Array]] = {}
+        self.inputs: set[tuple[str, int]] = set()
+        self.identities = Identities()
         self.reached: set[str] = set()
 
-    def __call__(self, t: Tap, y: jax.Array, x: jax.Array) -> jax.Array:
+    def __call__(
+        self, taps: tuple[Tap, ...], call: Callable[[], jax.Array], x: jax.Array
+    ) -> jax.Array:
+        y = call()
+        for t in taps:
+            y = self._tapped(t, y, x)
+        return y
+
+    def _tapped(self, t: Tap, y: jax.Array, x: jax.Array) -> jax.Array:
         """Returns ``y``, tapped unless this input was seen by the same tap."""
         key = t.layer.stats_key
         self.unseen.discard(key)
         if t.layer.statistic.reads_cotangent:  # which differs from call to call
             return emit(t, y, x)
-        seen = self.inputs.setdefault(key, [])
-        if any(x is other for other in seen):
+        seen = (key, self.identities.number(x))
+        if seen in self.inputs:
             return y
         # Not seen in this very trace: the other layer is in another branch of
         # `nn.cond`, in another `nn.remat`, or left out. Sums of the same rows, or of
         # those of the branch that ran, have the right mean all the same.
-        seen.append(x)
+        self.inputs.add(seen)
         return emit(t, y, x)
 
     def probe(self, key: str, t: Tap) -> Tap:
@@ -146,15 +216,13 @@ class Collector:
 
     def check(self) -> None:
         """Raises if a tapped layer never reached the loss."""
-        # A layer inside a function that JAX had traced before is not intercepted
-        # again, but its cotangent is there: both signs must be missing.
-        missing = sorted(self.unseen - self.reached)
+        missing = sorted(key or "." for key in self.unseen - self.reached)
         if missing:
             raise ValueError(
                 f"layer '{missing[0]}' has a tap but did not reach the loss"
                 f"{f' (and so {missing[1:]})' if missing[1:] else ''}. Either the loss "
-                "leaves this part of the model out, or its parameters were rebuilt "
-                "without the tap, or a transformation hid it. Pass "
+                "leaves this part of the model out, or calls the model with parameters "
+                "that were cut out of or stacked from those it was given. Pass "
                 "`allow_unconnected=True` if that is meant (its gradient then passes "
                 "through), or make `taps` with the method that the loss calls."
             )
@@ -172,21 +240,11 @@ def _instantiate(leaf: Any) -> Any:
     return jnp.zeros(leaf.shape, leaf.dtype) if _is_symbolic(leaf) else leaf
 
 
-def refuse_shared(
-    adapter: Adapter, taps: Taps, function: Callable[..., Any], *args: Any
-) -> None:
+def refuse_repeated(taps: Taps, plan: Plan) -> None:
     """Raises if a layer is used more than once whose statistic does not add up."""
-    once: list[Layer] = [each for each in taps.layers if not each.statistic.additive]
-    if not once:
-        return
-
-    def mark(t: Tap, y: jax.Array, x: jax.Array) -> jax.Array:
-        return uses.mark(t.layer.key, y, x)
-
-    with fresh_trace(), adapter.intercept(mark):
-        counted = uses.count(jax.make_jaxpr(function)(*args).jaxpr)
-    for layer in once:
-        if counted[layer.key] > math.prod(layer.stack):
+    for layer in taps.layers:
+        uses = plan.uses.get(layer.key, 0)
+        if not layer.statistic.additive and uses > math.prod(layer.stack):
             raise ValueError(
                 f"layer '{layer}' is used more than once, and `statistic` "
                 f"'{layer.statistic.name}' cannot be added up (its inputs have shape "
@@ -194,22 +252,65 @@ def refuse_shared(
             )
 
 
+def _refuse(plan: Plan) -> None:
+    """Raises if a layer's statistic would not be what its metric needs."""
+    for key in plan.mixed:
+        raise ValueError(
+            f"layer '{key or '.'}': the loss calls one transformed function (jax.jit, "
+            "jax.checkpoint) with this layer's kernel and with another one, and JAX "
+            "serves the second call from the first, tap and all. Call the model itself "
+            "inside the loss and jit the whole step, or transform a function of its "
+            "own for each: `jax.jit(lambda params, x: model.apply(params, x))`."
+        )
+    for key, primitive in plan.outside.items():
+        raise ValueError(
+            f"layer '{key or '.'}': the loss multiplies its kernel with activations "
+            f"outside of the layer's own call (by `{primitive}`), which the layer's "
+            "statistic does not see. Leave the layer out, make optimizer and gradients "
+            f"with `taps.filter(exclude={key!r})`; or take the kernel of that product "
+            "from `linen.without_taps(params)` if the metric of its own call will do."
+        )
+
+
 @jax.custom_vjp
-def _blank(y: jax.Array) -> jax.Array:
+def _reverse(y: jax.Array) -> jax.Array:
+    """Returns ``y`` by a rule for reverse mode alone, and measures nothing."""
     return y
 
 
-_blank.defvjp(lambda y: (_blank(y), None), lambda _, g: (g,))  # alive as `emit`
+_reverse.defvjp(lambda y: (_reverse(y), None), lambda _, g: (g,))  # alive as `emit`
 
 
-def blank_visit(t: Tap, y: jax.Array, x: jax.Array) -> jax.Array:
-    """Returns ``y`` by a rule for reverse mode alone, and measures nothing.
+def _is_forward(
+    adapter: Adapter,
+    taps: Taps,
+    plan: Plan | None,
+    loss: Callable,
+    params: Any,
+    has_aux: bool,
+) -> bool:
+    """Whether a loss that cannot be differentiated fails for being in forward mode.
 
-    A loss that differentiates without taps and not with this is in forward mode; one
-    that differentiates with this has met an error in what a tap measures.
+    One that differentiates without taps and not with a rule for reverse mode in their
+    places is; one that differentiates with it has met an error in what a tap measures.
     """
-    del t, x
-    return _blank(y)
+
+    def alone(params):
+        value = loss(params)
+        return value[0] if has_aux else value
+
+    def claim(place: Place, kernel: Any) -> tuple[Any, None] | None:
+        return (kernel, None) if plan is None or place in plan.layers else None
+
+    def visit(_: None, call: Callable[[], jax.Array], x: jax.Array) -> jax.Array:
+        del x
+        return _reverse(call())
+
+    def blank(params):
+        with adapter.intercept(taps.layers, claim, visit):
+            return alone(params)
+
+    return _differentiates(alone, params) and not _differentiates(blank, params)
 
 
 def _differentiates(function: Callable[..., Any], params: Any) -> bool:

@@ -1,5 +1,7 @@
 """Finding the linear layers of a Flax Linen model, with abstract values only."""
 
+import contextlib
+import functools
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -11,10 +13,11 @@ import jax.numpy as jnp
 from flax.core import meta as flax_meta
 from flax.core import unfreeze
 
-from linboost_optax._adapters.linen import registry
+from linboost_optax._adapters.linen import interception, registry
 from linboost_optax._adapters.linen.interception import (
     LEAF,
     descend,
+    innermost,
     without_leaves,
 )
 from linboost_optax._adapters.linen.registry import Entry
@@ -22,9 +25,10 @@ from linboost_optax._kinds import Kind
 from linboost_optax._layer import Layer, Path, join
 from linboost_optax._statistics import Rule, Statistic
 from linboost_optax._statistics.base import accumulation_dtype
-from linboost_optax._taps import Plain, Tap
+from linboost_optax._taps import Plain, Tap, Taps
 from linboost_optax._taps.fresh import fresh_trace
 from linboost_optax._taps.sharing import InputRecord
+from linboost_optax._taps.survey import Plan, survey
 
 
 class LayerFinder:
@@ -37,13 +41,25 @@ class LayerFinder:
         self.inputs = InputRecord()
 
     def __call__(self, next_fun, args, kwargs, context):
-        module, y = context.module, next_fun(*args, **kwargs)
+        module = context.module
+        # A model called inside of this one, a frozen teacher, does not initialise.
+        if module.scope is None or not module.scope.get_flag("initializing", False):
+            return next_fun(*args, **kwargs)
         entry = registry.entry_of(context)
         if entry is not None:
-            self._record(module, entry, entry.input(args, kwargs))
-        elif (reason := registry.reason_elsewhere(context)) is not None:
+            return innermost(next_fun, args, kwargs, context, self._called(entry))
+        reason = registry.reason_elsewhere(context)
+        if reason is not None:
             self.reasons[module.path] = reason
-        return y
+        return next_fun(*args, **kwargs)
+
+    def _called(self, entry: Entry) -> Callable[..., Any]:
+        def around(context, method, args, kwargs):
+            y = method(*args, **kwargs)
+            self._record(context.module, entry, entry.input(args, kwargs))
+            return y
+
+        return around
 
     def _record(self, module: nn.Module, entry: Entry, x: jax.Array) -> None:
         kind = entry.describe(module, x)
@@ -162,19 +178,30 @@ def trace_init(
         return dict(unfreeze(jax.eval_shape(init, rngs, arrays)))
 
 
-def trace_call(apply: Callable[..., Any], *args: Any) -> InputRecord:
-    """Returns the inputs of every layer in the model's call itself."""
-    record = InputRecord()
+def own(found: LayerFinder, params: Mapping) -> list[Layer]:
+    """Returns the layers whose taps are among the model's own parameters."""
+    layers = []
+    for path, layer in sorted(found.layers.items()):
+        with contextlib.suppress(KeyError, TypeError):
+            if LEAF in descend(params, path):
+                layers.append(layer)
+    return layers
 
-    def interceptor(next_fun, args, kwargs, context):
-        entry = registry.entry_of(context)
-        if entry is not None:
-            record.add(context.module.path, entry.input(args, kwargs))
-        return next_fun(*args, **kwargs)
 
-    with fresh_trace(), nn.intercept_methods(interceptor):
-        jax.eval_shape(apply, *args)
-    return record
+def trace_call(
+    model: nn.Module, taps: Taps, variables: Mapping, rngs: Any, args: tuple, kwargs
+) -> Plan | None:
+    """Returns what the model's call itself does with the kernels, where it runs.
+
+    A model that decodes may be initialised with inputs that it cannot be called with.
+    """
+    streams = dict(rngs) if isinstance(rngs, Mapping) else {"params": rngs}
+    apply = functools.partial(model.apply, rngs=streams, mutable=True)
+    apply, arrays = abstract(apply, args, kwargs)
+    try:
+        return survey(interception, taps, apply, variables, arrays)
+    except Exception:
+        return None
 
 
 def with_stack(layer: Layer, params: Mapping) -> Layer:

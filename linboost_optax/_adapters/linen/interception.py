@@ -1,80 +1,191 @@
 """Carrying taps into a Flax Linen model, and reaching its layers' calls.
 
-The tap of a layer is an extra leaf beside its kernel inside the ``params`` that reach
-``model.apply``; an interceptor reads it from the module's scope. Lifted transforms
-(``nn.scan``, ``nn.vmap``, ``nn.remat``, ...) therefore treat it exactly as they treat
-the kernel, and nothing else has to know about it.
+When a model is called, what was claimed for a layer is put beside its kernel in the
+scope's ``params``, for as long as the call lasts. Lifted transforms (``nn.scan``,
+``nn.vmap``, ``nn.remat``, ...) therefore treat it exactly as they treat the kernel, and
+nothing else has to know about it: not the loss, nor what it returns.
 """
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import partial, wraps
 from typing import Any
 
 import flax.linen as nn
 import jax
-from flax.core import FrozenDict, freeze, unfreeze
+from flax.core import freeze
+from flax.core import meta as flax_meta
 
 from linboost_optax._adapters.linen import registry
 from linboost_optax._kinds import Kind
-from linboost_optax._layer import Layer, Path
-from linboost_optax._taps import Tap, Taps
-from linboost_optax._taps.collect import Visit
+from linboost_optax._layer import Layer, Path, join
+from linboost_optax._taps import Tap
+from linboost_optax._taps.survey import Claim, Place, Visit
 
 LEAF = "linboost_tap"
+# A gradient inside a loss may have taps of its own: a leaf each.
+_depth: ContextVar[int] = ContextVar("depth", default=0)
 
 
-def insert(params: Any, taps: Taps, by_layer: Mapping[str, Tap]) -> Any:
-    """Returns the parameters with a tap beside every tapped kernel."""
-    frozen = isinstance(params, FrozenDict)
-    tree = _copy_dicts(unfreeze(params) if frozen else params)
-    for layer in taps.layers:
-        for root in ((), ("params",)):
-            try:
-                branch = descend(tree, root + layer.path)
-            except (KeyError, TypeError):
-                continue
-            if isinstance(branch, dict) and layer.kernel in branch:
-                branch[LEAF] = by_layer[layer.key]
-                break
-        else:
-            raise ValueError(
-                f"`taps` has layer '{layer}', which the parameters lack: these "
-                "taps belong to another model, or `params` is neither the 'params' "
-                "collection nor the variables that hold it. Make the taps from the "
-                "model whose parameters are passed."
-            )
-    return freeze(tree) if frozen else tree
-
-
-def intercept(visit: Visit) -> AbstractContextManager[Any]:
-    """Calls ``visit`` at every call of a tapped layer while the context lasts."""
+@contextmanager
+def intercept(layers: Iterable[Layer], claim: Claim, visit: Visit) -> Iterator[None]:
+    """Carries what is claimed into every call of a model while the context lasts."""
+    depth = _depth.get()
+    calls = _Calls(layers, claim, f"{LEAF}_{depth}" if depth else LEAF)
 
     def interceptor(next_fun, args, kwargs, context):
-        y, t = next_fun(*args, **kwargs), _tap_of(context)
-        entry = registry.entry_of(context)
-        if t is None or entry is None:
-            return y
-        x = entry.input(args, kwargs)
-        _check_call(t.layer, entry.describe(context.module, x), x)
-        return visit(t, y, x)
+        with calls.carried(context.module.scope):
+            entry, payload = calls.found(context)
+            if entry is None:
+                return next_fun(*args, **kwargs)
+            around = partial(_visited, entry, payload, visit)
+            return innermost(next_fun, args, kwargs, context, around)
 
-    return nn.intercept_methods(interceptor)
+    token = _depth.set(depth + 1)
+    try:
+        with nn.intercept_methods(interceptor):
+            yield
+    finally:
+        _depth.reset(token)
 
 
-def _tap_of(context: nn.module.InterceptorContext) -> Tap | None:
-    """Returns the tap beside the kernel of the module that is called, if any."""
-    scope = context.module.scope
-    if scope is None or not scope.has_variable("params", LEAF):
-        return None
-    t: Tap = scope.get_variable("params", LEAF)
-    reason = registry.reason_elsewhere(context)
-    if reason is not None:
-        raise ValueError(
-            f"layer '{t.layer}' was tapped for its own call alone, and the loss calls "
-            f"`{context.method_name}`: {reason}. Make the taps with the method that "
-            "the loss calls, so that this layer keeps its plain gradient."
-        )
-    return t
+def _visited(entry, payload, visit, context, method, args, kwargs):
+    x = entry.input(args, kwargs)
+    for t in jax.tree.leaves(payload, is_leaf=lambda leaf: isinstance(leaf, Tap)):
+        if isinstance(t, Tap):
+            _check_call(t.layer, entry.describe(context.module, x), x)
+    return visit(payload, lambda: method(*args, **kwargs), x)
+
+
+class _Calls:
+    """The calls of models while a context lasts: which there were, what they carry."""
+
+    def __init__(self, layers: Iterable[Layer], claim: Claim, leaf: str):
+        self.claim, self.leaf = claim, leaf
+        self.shapes: defaultdict[str, set[tuple[int, ...]]] = defaultdict(set)
+        for layer in layers:
+            self.shapes[layer.kernel].add(layer.shapes[layer.kernel])
+        self.count = 0
+        # Models that are bound are called more than once: what each carries, by the
+        # identity of its variables, which are kept alive with it.
+        self.carries: dict[int, tuple[Any, _Carry]] = {}
+
+    @contextmanager
+    def carried(self, scope: Any) -> Iterator[None]:
+        """Puts what was claimed into the scope of a model that is called."""
+        root = scope if scope is None else scope.root
+        if root is None or root.flags.get(self.leaf, False):
+            # A scope that a lifted transform made inherits flags, as children do.
+            variables = None if root is None else root._variables
+            _, carry = self.carries.get(id(variables), (None, None))
+        else:
+            carry = self._enter(root)
+        if carry is None or carry.active:
+            yield
+            return
+        with carry.put(self.leaf):
+            yield
+
+    def _enter(self, root: Any) -> "_Carry | None":
+        ours = any(str(flag).startswith(LEAF) for flag in root.flags)
+        root.flags = freeze({**root.flags, self.leaf: True})
+        params = root._variables.get("params")
+        if not isinstance(params, Mapping):
+            return None
+        carry = _Carry(self._claimed(params))
+        if carry.payloads:
+            tree = params if ours else _copy_dicts(params)
+            for path, name, kernel, _ in carry.payloads:
+                descend(tree, path)[name] = kernel
+            root._variables["params"] = carry.tree = tree
+        self.carries[id(root._variables)] = (root._variables, carry)
+        return carry
+
+    def _claimed(self, params: Mapping) -> list[tuple[Path, str, Any, Any]]:
+        kernels = [
+            (path, name, kernel)
+            for path, branch in _branches(params)
+            for name, kernel in branch.items()
+            if tuple(getattr(flax_meta.unbox(kernel), "shape", (-1,)))
+            in self.shapes.get(name, ())
+        ]
+        if not kernels:
+            return []
+        call, self.count = self.count, self.count + 1
+        claimed = []
+        for path, name, kernel in kernels:
+            result = self.claim(Place(call, path, name), kernel)
+            if result is not None:
+                claimed.append((path, name, *result))
+        return claimed
+
+    def found(self, context: Any) -> tuple[registry.Entry | None, Any]:
+        """Returns the entry of the layer that is called, and what it carries."""
+        scope = context.module.scope
+        if scope is None or not scope.has_variable("params", self.leaf):
+            return None, None
+        payload = scope.get_variable("params", self.leaf)
+        reason = registry.reason_elsewhere(context)
+        if reason is not None and payload:
+            where = join(context.module.path) or "."
+            raise ValueError(
+                f"layer '{where}' was tapped for its own call alone, and the loss "
+                f"calls `{context.method_name}`: {reason}. Make the taps with the "
+                "method that the loss calls, so that this layer keeps its plain "
+                "gradient."
+            )
+        return registry.entry_of(context), payload
+
+
+class _Carry:
+    """What one call of a model carries, beside its kernels."""
+
+    def __init__(self, payloads: list[tuple[Path, str, Any, Any]]):
+        self.payloads = payloads
+        self.tree: Any = {}
+        self.active = False
+
+    @contextmanager
+    def put(self, leaf: str) -> Iterator[None]:
+        """Has the payloads in the tree while the context lasts, and not after.
+
+        The dictionaries stay the same: scopes of submodules hold references to them.
+        """
+        self.active = True
+        for path, _, _, payload in self.payloads:
+            descend(self.tree, path)[leaf] = payload
+        try:
+            yield
+        finally:
+            self.active = False
+            for path, _, _, _ in self.payloads:
+                descend(self.tree, path).pop(leaf, None)
+
+
+def innermost(next_fun, args, kwargs, context, around: Callable[..., Any]) -> Any:
+    """Runs a call with ``around`` inside of every interceptor, next to the method.
+
+    Interceptors entered later, by the loss or by a module itself, may change arguments
+    on their way. ``around(context, method, args, kwargs)`` sees what arrives.
+    """
+    bound = context.orig_method
+    if not isinstance(bound, partial):  # Flax's way of binding; else as seen from here
+        return around(context, next_fun, args, kwargs)
+    function = bound.func
+
+    @wraps(function)
+    def method(module, *args, **kwargs):
+        return around(context, partial(function, module), args, kwargs)
+
+    # `next_fun` ends in this very object, whatever comes between.
+    state = (bound.args, bound.keywords, vars(bound))
+    bound.__setstate__((method, *state))  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        return next_fun(*args, **kwargs)
+    finally:
+        bound.__setstate__((function, *state))  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _check_call(layer: Layer, kind: Kind | str, x: jax.Array) -> None:
@@ -87,6 +198,14 @@ def _check_call(layer: Layer, kind: Kind | str, x: jax.Array) -> None:
             "to inputs of another shape. Make the taps again."
         )
     layer.check_input(x)
+
+
+def _branches(tree: Mapping, path: Path = ()) -> Iterator[tuple[Path, Mapping]]:
+    """Returns all dictionaries of a tree, with their paths."""
+    yield path, tree
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _branches(value, (*path, name))
 
 
 def _copy_dicts(tree: Any) -> Any:

@@ -112,9 +112,12 @@ def entry_of(context: nn.module.InterceptorContext) -> Entry | None:
     """Returns the entry whose linear map this very call is, or None."""
     method = context.orig_method  # the function bound to its module by `partial`
     function = getattr(method, "func", method)
-    for entry in _entries(context):
-        if entry.function is function:
-            return entry
+    while function is not None:
+        for entry in _entries(context):
+            if entry.function is function:
+                return entry
+        # Another interceptor may have wrapped it; see `interception.innermost`.
+        function = getattr(function, "__wrapped__", None)
     return None
 
 
