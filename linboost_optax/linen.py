@@ -103,7 +103,7 @@ def taps(
             "Use a plain optimizer."
         )
     layers = keep_shared(layers, plan.inputs if plan else {})
-    result = Taps(layers, discovery.plain(bare["params"], layers, found.reasons))
+    result = Taps(layers, discovery.plain(bare["params"], layers, found))
     if plan is not None:
         refuse_repeated(result, plan)
     return result

@@ -38,6 +38,7 @@ class LayerFinder:
         self.asked = asked
         self.layers: dict[Path, Layer] = {}
         self.reasons: dict[Path, str] = {}
+        self.modules: dict[Path, type[nn.Module]] = {}
         self.inputs = InputRecord()
 
     def __call__(self, next_fun, args, kwargs, context):
@@ -45,6 +46,7 @@ class LayerFinder:
         # A model called inside of this one, a frozen teacher, does not initialise.
         if module.scope is None or not module.scope.get_flag("initializing", False):
             return next_fun(*args, **kwargs)
+        self.modules.setdefault(module.path, type(module))
         entry = registry.entry_of(context)
         if entry is not None:
             return innermost(next_fun, args, kwargs, context, self._called(entry))
@@ -67,7 +69,10 @@ class LayerFinder:
             self.reasons[module.path] = kind
             return
         if _under_map_variables():
-            self.reasons[module.path] = "nn.map_variables transforms its kernel"
+            self.reasons[module.path] = (
+                "nn.map_variables (WeightNorm, SpectralNorm) transforms its kernel; "
+                "use the bare layer to tap it"
+            )
             return
         _check(module, entry, kind)
         layer = Layer(
@@ -81,7 +86,9 @@ class LayerFinder:
         )
         known = self.layers.setdefault(module.path, self.inputs.share(layer, x))
         if known.kind != kind:
-            self.reasons[module.path] = "used with different geometries"
+            self.reasons[module.path] = (
+                "used with different geometries; make a layer for each to tap it"
+            )
         # Not `scope.param`: that would draw a key and shift those of other layers.
         scope = module.scope
         if scope is not None and not scope.has_variable("params", LEAF):
@@ -223,15 +230,27 @@ def with_stack(layer: Layer, params: Mapping) -> Layer:
 
 
 def plain(
-    params: Mapping, layers: tuple[Layer, ...], reasons: Mapping[Path, str]
+    params: Mapping, layers: tuple[Layer, ...], found: LayerFinder
 ) -> tuple[Plain, ...]:
-    """Lists the parameters that no tap covers."""
+    """Lists the parameters that no tap covers, with reasons."""
     tapped = {(*layer.path, name) for layer in layers for name in layer.shapes}
     untapped = without_leaves(flax_meta.unbox(params))
     result = []
     for keys, leaf in jax.tree.leaves_with_path(untapped):
         path = tuple(str(getattr(key, "key", key)) for key in keys)
         if path not in tapped:
-            reason = reasons.get(path[:-1], "not a tapped kind of layer")
+            reason = _reason(found, path[:-1])
             result.append(Plain(join(path), tuple(leaf.shape), reason))
     return tuple(result)
+
+
+def _reason(found: LayerFinder, path: Path) -> str:
+    """Returns why a parameter keeps its plain gradient, and what to do about it."""
+    if path in found.reasons:
+        return found.reasons[path]
+    # A module may keep parameters below names that are no modules.
+    for end in range(len(path), -1, -1):
+        module = found.modules.get(path[:end])
+        if module is not None:
+            return registry.advice(module)
+    return "of a module that was not called"

@@ -4,10 +4,29 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.linen import linear as nn_linear
+from flax.linen.recurrent import DenseParams
 
 from linboost_optax._kinds import Conv, Dense, Embed
 
-_COMPLEX = "complex inputs"
+_COMPLEX = "complex inputs; only real ones have a real metric"
+_SCALES = "scales and shifts channels one by one; it has no kernel"
+_OTHER = "is not a tapped kind of layer; {} is"
+
+# What to do about Flax's modules that have parameters and no tap.
+ADVICE: dict[type[nn.Module], str] = {
+    DenseParams: "holds weights of OptimizedLSTMCell; LSTMCell, its equal, is tapped",
+    nn.Einsum: _OTHER.format("DenseGeneral"),
+    nn.ConvLocal: _OTHER.format("Conv, which shares its kernel,"),
+    nn.ConvTranspose: _OTHER.format("Conv with `input_dilation`"),
+    nn.WeightNorm: "scales the kernel of another layer; use that layer alone to tap it",
+    nn.SpectralNorm: "scales the kernel of another layer; use that layer alone",
+    nn.BatchNorm: _SCALES,
+    nn.LayerNorm: _SCALES,
+    nn.RMSNorm: _SCALES,
+    nn.GroupNorm: _SCALES,
+    nn.InstanceNorm: _SCALES,
+    nn.PReLU: "is not linear in its input",
+}
 
 
 def dense(module: nn.Dense, x: jax.Array) -> Dense | str:
@@ -42,7 +61,7 @@ def conv(module: nn.Conv, x: jax.Array) -> Conv | str:
     if jnp.issubdtype(x.dtype, jnp.complexfloating):
         return _COMPLEX
     if module.mask is not None:
-        return "masked kernel"
+        return "masked kernel; drop `mask` to tap it"
     window = _tuple(module.kernel_size)
 
     def per_axis(value) -> tuple[int, ...]:

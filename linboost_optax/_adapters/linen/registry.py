@@ -129,6 +129,14 @@ def reason_elsewhere(context: nn.module.InterceptorContext) -> str | None:
     return None
 
 
+def advice(module: type[nn.Module]) -> str:
+    """Returns why the parameters of a module of this class are not tapped."""
+    for base in module.__mro__:
+        if base in modules.ADVICE:
+            return f"{base.__name__} {modules.ADVICE[base]}"
+    return f"{module.__name__} is not a tapped kind of layer; see linen.register"
+
+
 def _entries(context: nn.module.InterceptorContext) -> Iterator[Entry]:
     """The entries of a module's class and of its bases, the nearest first."""
     bases = type(context.module).__mro__
@@ -150,5 +158,5 @@ register(
     nn.Embed,
     modules.embed,
     kernel="embedding",
-    elsewhere={"attend": "Embed.attend uses its transpose"},
+    elsewhere={"attend": "Embed.attend uses its transpose; untie them to tap it"},
 )
