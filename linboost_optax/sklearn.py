@@ -272,7 +272,7 @@ class IllsRegressor(RegressorMixin, BaseEstimator):
             sample_weight=weights,
             validation=validation,
             max_iter=max_iter,
-            state=jax.tree.map(_cast_to(dtype), self._state) if keep else None,
+            state=self._going_on(dtype) if keep else None,
             tol=self.tol,
             patience=self.n_iter_no_change,
             method=self.method,
@@ -341,6 +341,11 @@ class IllsRegressor(RegressorMixin, BaseEstimator):
             drawn = jnp.asarray(drawn, inputs.dtype)
             params.append((drawn[:-1], drawn[-1]))
         return params
+
+    def _going_on(self, dtype):
+        # A robust scale only shrinks in a run, but these data may be noisier.
+        state = self._state._replace(scale=np.full((), np.inf))
+        return jax.tree.map(_cast_to(dtype), state)
 
     def _params(self, dtype) -> list[Any]:
         return [

@@ -233,6 +233,19 @@ def test_what_only_steers_the_fit_may_change(friedman):
     assert np.std(model.predict(x)) < 0.1 * np.std(y)
 
 
+@pytest.mark.parametrize("go_on", ["fit", "partial_fit"])
+def test_a_robust_scale_is_that_of_the_data_at_hand(friedman, go_on):
+    x, y = friedman
+    model = IllsRegressor(**QUICK, loss="huber", warm_start=True).fit(x, y)
+    small = float(model._state.scale)
+    noisy = y + 20 * np.random.default_rng(0).normal(size=y.shape)
+    size = np.sort(np.abs(noisy - model.predict(x)) / y.std())
+    start = 1.4826 * size[(len(size) - 1) // 2]
+    getattr(model.set_params(max_iter=1), go_on)(x, noisy)
+    assert start > 10 * small
+    assert float(model._state.scale) == pytest.approx(start)
+
+
 def test_another_activation_waits_for_the_fit(friedman):
     x, y = friedman
     model = IllsRegressor(**QUICK).fit(x, y)
