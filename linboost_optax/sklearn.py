@@ -3,7 +3,7 @@
 import contextlib
 import itertools
 from numbers import Integral, Real
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from sklearn.utils.validation import (
 )
 
 from linboost_optax.ills import Activation, fit_ills, network, predict
-from linboost_optax.ills._model.activations import TABLE
+from linboost_optax.ills._model.activations import TABLE, get_activation
 from linboost_optax.ills._model.initialization import scale_by_fan_in
 from linboost_optax.ills._steps.combine import COMBINES
 from linboost_optax.ills._steps.importance import IMPORTANCES
@@ -48,18 +48,22 @@ class IllsRegressor(RegressorMixin, BaseEstimator):
       max_iter: default 200.
       tol: relative gain of the objective that counts, default 1e-4.
       n_iter_no_change: iterations without such a gain before it stops, default 10.
-      early_stopping: hold out a part of the data and keep the weights that are best
-        on it. Default false.
+      early_stopping: hold out a part of the samples of positive weight and keep the
+        weights that are best on it. Default false.
       validation_fraction: share that is held out, default 0.1.
       random_state: of start weights and split. Default none.
-      warm_start: continue from the fitted weights. Default false.
+      warm_start: continue from the fitted weights, with the standardisation of the
+        first call. ``hidden_layer_sizes`` and ``activation`` must stay as they were,
+        all other parameters may change. Default false.
 
     Attributes:
       coefs_: kernels, on standardised data, ``[input, unit]`` each.
       intercepts_: biases, ``[unit]`` each.
       loss_: last objective.
-      loss_curve_: objective after every iteration; it never rises.
-      validation_scores_: R^2 on the held-out data, or ``None``.
+      loss_curve_: objective after every iteration; it never rises within a ``fit``.
+      validation_scores_: share of the held-out loss that is explained, 1 - loss / loss
+        of the best constant a target, or ``None``: R^2 on the standardised targets, or
+        D^2 of the absolute error where the loss is robust.
       best_validation_score_: the best of these, or ``None``.
       n_iter_: iterations of the last ``fit``.
       code_: the ``IllsCode`` that ended it.
@@ -150,17 +154,19 @@ class IllsRegressor(RegressorMixin, BaseEstimator):
         Args:
           X: inputs.
           y: targets.
-          sample_weight: ``[sample]``, default all 1.
+          sample_weight: ``[sample]``, >= 0, default all 1. A sample counts by its
+            weight in training and on held-out data; of weight 0 it is not there.
 
         Returns:
           The estimator.
 
         Raises:
-          ValueError: if the data are empty, not finite or mismatched, or a
-            parameter is out of its range.
+          ValueError: if the data are empty, not finite, masked or mismatched, a
+            parameter is out of its range or, with ``warm_start``, the fitted weights
+            are of another network.
         """
         keep = self.warm_start and hasattr(self, "coefs_")
-        return self._fit(X, y, sample_weight, self.max_iter, keep)
+        return self._fit(X, y, sample_weight, self.max_iter, keep, self.early_stopping)
 
     @_fit_context(prefer_skip_nested_validation=True)
     def partial_fit(self, X, y, sample_weight=None):
@@ -172,14 +178,24 @@ class IllsRegressor(RegressorMixin, BaseEstimator):
         Args:
           X: inputs.
           y: targets.
-          sample_weight: ``[sample]``, default all 1.
+          sample_weight: ``[sample]``, >= 0, default all 1.
 
         Returns:
           The estimator.
-        """
-        return self._fit(X, y, sample_weight, 1, hasattr(self, "coefs_"))
 
-    def _fit(self, X, y, sample_weight, max_iter, keep):
+        Raises:
+          ValueError: as ``fit`` with ``warm_start`` does, and for ``early_stopping``.
+        """
+        if self.early_stopping:
+            raise ValueError(
+                "`early_stopping` must be False for `partial_fit`, whose one iteration "
+                "holds nothing out, got True. Change it by `set_params`, or use `fit`."
+            )
+        return self._fit(X, y, sample_weight, 1, hasattr(self, "coefs_"), False)
+
+    def _fit(self, X, y, sample_weight, max_iter, keep, hold_out):
+        for name, given in (("X", X), ("y", y), ("sample_weight", sample_weight)):
+            _refuse_masked(name, given)
         checked: Any = validate_data(
             self,
             X,
@@ -190,26 +206,53 @@ class IllsRegressor(RegressorMixin, BaseEstimator):
             dtype=[np.float64, np.float32],
         )
         X, y = checked
-        weights: Any = _check_sample_weight(sample_weight, X, dtype=X.dtype)
-        if not np.any(weights > 0):
-            raise ValueError("`sample_weight` must be positive somewhere, got zeros.")
-        self._flat_target = y.ndim == 1
-        y = y.reshape(len(X), -1).astype(X.dtype, copy=False)
+        dtype = X.dtype
+        weights = _check_weights(sample_weight, X)
+        # What has no weight is left out, as if it had never been there: it must not
+        # change which of the others are held out.
+        counted = weights > 0
+        X, targets, weights = X[counted], _columns(y)[counted], weights[counted]
+        if keep:
+            self._check_unchanged(targets.shape[1])
+            scaling = self._scaling
+        else:
+            scaling = _Scaling.of(X, targets, weights)
         rng = check_random_state(self.random_state)
-        if not keep:
-            self._standardise(X, y, weights)
-        elif y.shape[1] != self.n_outputs_:
-            raise ValueError(
-                f"`y` must have {self.n_outputs_} columns as before, got {y.shape[1]}."
-            )
-        inputs, targets = self._scaled_inputs(X), (y - self._y_mean) / self._y_scale
-        with _precision(X.dtype):
-            self._train(inputs, targets, weights, max_iter, keep, rng)
+        X, targets = scaling.inputs(X, dtype), scaling.targets(targets, dtype)
+        with _precision(dtype):
+            self._train(X, targets, weights, max_iter, keep, hold_out, rng)
+        # Last, so that a fit that fails leaves the fitted model as it was.
+        self._scaling, self._flat_target = scaling, y.ndim == 1
         return self
 
-    def _train(self, inputs, targets, weights, max_iter, keep, rng):
+    def _check_unchanged(self, columns):
+        """Raises where the fitted weights are not of the network asked for."""
+        found = self._hidden_sizes()
+        expected = [len(bias) for bias in self.intercepts_[:-1]]
+        way_out = "Change it back, or begin anew by `fit` with `warm_start=False`."
+        if found != expected:
+            raise ValueError(
+                f"`hidden_layer_sizes` must stay {tuple(expected)} to go on from the "
+                f"fitted weights, got {self.hidden_layer_sizes}. {way_out}"
+            )
+        now, before = (
+            get_activation(activation, "activation")
+            for activation in (self.activation, self._activation)
+        )
+        if now != before:
+            raise ValueError(
+                f"`activation` must stay {before.name!r} to go on from the fitted "
+                f"weights, got {now.name!r}. {way_out}"
+            )
+        if columns != self.n_outputs_:
+            raise ValueError(
+                f"`y` must have {self.n_outputs_} columns as before, got {columns}. "
+                "Begin anew by `fit` with `warm_start=False`."
+            )
+
+    def _train(self, inputs, targets, weights, max_iter, keep, hold_out, rng):
         validation = None
-        if self.early_stopping and max_iter > 1:
+        if hold_out:
             parts: Any = train_test_split(
                 inputs,
                 targets,
@@ -217,9 +260,10 @@ class IllsRegressor(RegressorMixin, BaseEstimator):
                 test_size=self.validation_fraction,
                 random_state=rng,
             )
-            inputs, x_val, targets, y_val, weights, _ = parts
-            validation = (x_val, y_val)
-        params = self._params() if keep else self._draw(inputs, targets, rng)
+            inputs, x_val, targets, y_val, weights, w_val = parts
+            validation = (x_val, y_val, w_val)
+        dtype = inputs.dtype
+        params = self._params(dtype) if keep else self._draw(inputs, targets, rng)
         result = fit_ills(
             network(params, self.activation),
             params,
@@ -228,7 +272,7 @@ class IllsRegressor(RegressorMixin, BaseEstimator):
             sample_weight=weights,
             validation=validation,
             max_iter=max_iter,
-            state=self._state if keep else None,
+            state=self._going_on(dtype) if keep else None,
             tol=self.tol,
             patience=self.n_iter_no_change,
             method=self.method,
@@ -243,6 +287,8 @@ class IllsRegressor(RegressorMixin, BaseEstimator):
         self.intercepts_ = [np.asarray(bias) for _, bias in result.params]
         # As NumPy arrays, so that an estimator pickles without devices.
         self._state = jax.tree.map(np.asarray, result.state)
+        # What the weights were trained with, whatever the parameter says later.
+        self._activation = self.activation
         self.code_ = result.code
         self.n_iter_ = result.iterations
         curve = result.objectives.tolist()
@@ -250,8 +296,8 @@ class IllsRegressor(RegressorMixin, BaseEstimator):
         self.loss_ = self.loss_curve_[-1]
         self.validation_scores_ = self.best_validation_score_ = None
         if validation is not None:
-            spread = max(float(np.var(validation[1])), np.finfo(np.float64).tiny)
-            self.validation_scores_ = (1 - result.validation / spread).tolist()
+            constant = _loss_of_a_constant(self.loss, *validation[1:])
+            self.validation_scores_ = (1 - result.validation / constant).tolist()
             self.best_validation_score_ = max(self.validation_scores_)
         self.n_outputs_ = targets.shape[1]
         self.n_layers_ = len(self.coefs_) + 1
@@ -267,40 +313,28 @@ class IllsRegressor(RegressorMixin, BaseEstimator):
           Predictions, in the dtype the estimator was fitted in.
         """
         check_is_fitted(self)
+        _refuse_masked("X", X)
         X = validate_data(self, X, reset=False, dtype=[np.float64, np.float32])
         dtype = self.coefs_[0].dtype
         with _precision(dtype):
-            params = self._params()
-            inputs = jnp.asarray(self._scaled_inputs(X), dtype)
-            scaled = predict(network(params, self.activation), params, inputs)
-        y = self._y_mean + self._y_scale * np.asarray(scaled)
+            params = self._params(dtype)
+            inputs = jnp.asarray(self._scaling.inputs(X, dtype))
+            scaled = predict(network(params, self._activation), params, inputs)
+        y = self._scaling.predictions(np.asarray(scaled))
         return y[:, 0] if self._flat_target else y
 
-    def _standardise(self, X, y, weights):
-        def moments(a):
-            a64 = a.astype(np.float64)
-            mean = np.average(a64, axis=0, weights=weights)
-            spread = np.sqrt(np.average((a64 - mean) ** 2, axis=0, weights=weights))
-            # A constant column would only have its rounding blown up.
-            constant = spread <= 10 * np.finfo(a.dtype).eps * np.abs(mean)
-            scale = np.where(constant | (spread == 0), 1.0, spread)
-            return mean.astype(a.dtype), scale.astype(a.dtype)
-
-        self._x_mean, self._x_scale = moments(X)
-        self._y_mean, self._y_scale = moments(y)
-
-    def _scaled_inputs(self, X):
-        # Far outside the training range the network is flat; overflow helps nobody.
-        return np.clip((X - self._x_mean) / self._x_scale, -1e3, 1e3)
-
-    def _draw(self, inputs, targets, rng):
-        hidden = np.atleast_1d(self.hidden_layer_sizes).astype(int)
-        if hidden.ndim != 1 or np.any(hidden < 1):
+    def _hidden_sizes(self) -> list[int]:
+        sizes = np.atleast_1d(self.hidden_layer_sizes)
+        whole = sizes.size == 0 or np.issubdtype(sizes.dtype, np.integer)
+        if sizes.ndim != 1 or not whole or np.any(sizes < 1):
             raise ValueError(
-                "`hidden_layer_sizes` must be positive, got "
+                "`hidden_layer_sizes` must be positive integers, got "
                 f"{self.hidden_layer_sizes}. Give the units of each hidden layer."
             )
-        sizes = [inputs.shape[1], *hidden.tolist(), targets.shape[1]]
+        return sizes.astype(int).tolist()
+
+    def _draw(self, inputs, targets, rng):
+        sizes = [inputs.shape[1], *self._hidden_sizes(), targets.shape[1]]
         params = []
         for fan_in, units in itertools.pairwise(sizes):
             drawn = scale_by_fan_in(rng.normal(size=(fan_in + 1, units)), fan_in)
@@ -308,11 +342,101 @@ class IllsRegressor(RegressorMixin, BaseEstimator):
             params.append((drawn[:-1], drawn[-1]))
         return params
 
-    def _params(self) -> list[Any]:
+    def _going_on(self, dtype):
+        # A robust scale only shrinks in a run, but these data may be noisier.
+        state = self._state._replace(scale=np.full((), np.inf))
+        return jax.tree.map(_cast_to(dtype), state)
+
+    def _params(self, dtype) -> list[Any]:
         return [
-            (jnp.asarray(kernel), jnp.asarray(bias))
+            (jnp.asarray(kernel, dtype), jnp.asarray(bias, dtype))
             for kernel, bias in zip(self.coefs_, self.intercepts_, strict=True)
         ]
+
+
+class _Scaling(NamedTuple):
+    """Means and spreads of columns, in float64; what is constant has spread 1."""
+
+    x_mean: np.ndarray
+    x_scale: np.ndarray
+    y_mean: np.ndarray
+    y_scale: np.ndarray
+
+    @classmethod
+    def of(cls, X, y, weights) -> "_Scaling":
+        return cls(*_moments(X, weights), *_moments(y, weights))
+
+    def inputs(self, X, dtype):
+        # Far outside the training range the network is flat; overflow helps nobody.
+        scaled = np.clip((X - self.x_mean) / self.x_scale, -1e3, 1e3)
+        return scaled.astype(dtype, copy=False)
+
+    def targets(self, y, dtype):
+        # Before the cast: an offset would take the digits of what varies.
+        return ((y - self.y_mean) / self.y_scale).astype(dtype, copy=False)
+
+    def predictions(self, scaled):
+        return (self.y_mean + self.y_scale * scaled).astype(scaled.dtype, copy=False)
+
+
+def _moments(a, weights):
+    a64 = a.astype(np.float64, copy=False)
+    mean = np.average(a64, axis=0, weights=weights)
+    spread = np.sqrt(np.average((a64 - mean) ** 2, axis=0, weights=weights))
+    # A constant column would only have its rounding blown up.
+    constant = spread <= 10 * np.finfo(a.dtype).eps * np.abs(mean)
+    return mean, np.where(constant | (spread == 0), 1.0, spread)
+
+
+def _columns(y):
+    """Returns targets ``[sample, output]`` in floating point, their own where it is."""
+    y = y.reshape(len(y), -1)
+    return y if y.dtype in (np.float32, np.float64) else y.astype(np.float64)
+
+
+def _check_weights(sample_weight, X):
+    """Returns weights in [0, 1] and the dtype of ``X``, the largest 1."""
+    weights: Any = _check_sample_weight(sample_weight, X, dtype=np.float64)
+    if np.any(weights < 0):
+        raise ValueError(
+            f"`sample_weight` must be >= 0, got {weights.min()}. Negative values have "
+            "no meaning in least squares; 0 leaves a sample out."
+        )
+    if not np.any(weights > 0):
+        raise ValueError("`sample_weight` must be positive somewhere, got zeros.")
+    return (weights / weights.max()).astype(X.dtype)
+
+
+def _refuse_masked(name, given):
+    if isinstance(given, np.ma.MaskedArray) and np.ma.is_masked(given):
+        raise ValueError(
+            f"`{name}` must have no masked values, got {np.ma.count_masked(given)}. "
+            "They would be taken for data: leave their rows out, or impute them."
+        )
+
+
+def _loss_of_a_constant(loss, y, weights):
+    """Returns the least held-out loss of a constant a column, which scores 0."""
+    y = np.asarray(y, np.float64)
+    if loss == "squared":
+        error = (y - np.average(y, axis=0, weights=weights)) ** 2
+    else:
+        error = np.abs(y - [_weighted_median(column, weights) for column in y.T])
+    least = np.mean(np.average(error, axis=0, weights=weights))
+    return max(float(least), np.finfo(np.float64).tiny)
+
+
+def _weighted_median(a, weights):
+    order = np.argsort(a)
+    below = np.cumsum(np.asarray(weights, np.float64)[order])
+    return a[order][np.searchsorted(below, below[-1] / 2)]
+
+
+def _cast_to(dtype):
+    def cast(a):
+        return a.astype(dtype) if np.issubdtype(a.dtype, np.floating) else a
+
+    return cast
 
 
 def _precision(dtype) -> contextlib.AbstractContextManager:

@@ -7,12 +7,14 @@ import pytest
 from sklearn.base import clone
 from sklearn.datasets import load_diabetes, make_friedman1
 from sklearn.linear_model import Ridge
-from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.metrics import d2_absolute_error_score, r2_score
+from sklearn.model_selection import GridSearchCV, cross_val_score, train_test_split
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import PolynomialFeatures
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from linboost_optax.ills import IllsCode
+from linboost_optax.ills._model.activations import TABLE
 from linboost_optax.sklearn import IllsRegressor
 
 QUICK = {"hidden_layer_sizes": (8,), "max_iter": 30, "random_state": 0}
@@ -74,6 +76,92 @@ def test_early_stopping_keeps_the_best(friedman):
     assert stopped.score(x[200:], y[200:]) > full.score(x[200:], y[200:])
 
 
+def with_outliers(x, y):
+    """A third of wild rows among the others, and weights of 0 for them."""
+    rng = np.random.default_rng(0)
+    order = rng.permutation(len(x) * 4 // 3)
+    wild = len(order) - len(x)
+    x = np.vstack([x, 9 * rng.normal(size=(wild, x.shape[1]))])[order]
+    y = np.concatenate([y, 1e4 * rng.normal(size=wild)])[order]
+    return x, y, np.where(order < len(order) - wild, 2.0, 0.0)
+
+
+@pytest.mark.parametrize("loss", ["squared", "huber"])
+def test_weight_zero_is_absence_from_what_is_held_out(friedman, loss):
+    x, y, weights = with_outliers(*friedman)
+    model = IllsRegressor((20,), loss=loss, early_stopping=True, random_state=0)
+    there = clone(model).fit(x, y, sample_weight=weights)
+    x_kept, y_kept = x[weights > 0], y[weights > 0]
+    gone = model.fit(x_kept, y_kept)
+    np.testing.assert_array_equal(there.predict(x), gone.predict(x))
+    np.testing.assert_array_equal(there.validation_scores_, gone.validation_scores_)
+    assert there.score(x, y, weights) == pytest.approx(gone.score(x_kept, y_kept))
+    assert gone.score(x_kept, y_kept) > (0.99 if loss == "squared" else 0.9)
+
+
+def held_out(x, y, weights):
+    """The tenth that seed 0 holds out of the rows that count."""
+    rows = np.flatnonzero(weights > 0)
+    rows = train_test_split(rows, test_size=0.1, random_state=0)[1]
+    return x[rows], y[rows], weights[rows]
+
+
+@pytest.mark.parametrize(
+    ("loss", "score"), [("squared", r2_score), ("huber", d2_absolute_error_score)]
+)
+def test_held_out_samples_count_as_they_weigh(friedman, loss, score):
+    """The best iterate is the one that is kept, and its score is scikit-learn's."""
+    x, y = friedman
+    y = y + 2 * np.random.default_rng(0).normal(size=y.shape)
+    weights = np.random.default_rng(1).integers(0, 4, size=len(y)) ** 3.0
+    model = IllsRegressor((20,), loss=loss, early_stopping=True, random_state=0)
+    model.fit(x, y, sample_weight=weights)
+    x_val, y_val, w_val = held_out(x, y, weights)
+    want = score(y_val, model.predict(x_val), sample_weight=w_val)
+    assert model.best_validation_score_ == pytest.approx(want, abs=1e-6)
+    assert model.best_validation_score_ == max(model.validation_scores_)
+
+
+def test_validation_score_of_two_targets_does_not_see_their_units(friedman):
+    """Each target counts by its spread, about its own mean."""
+    x, y = friedman
+    noise = np.random.default_rng(0).normal(size=y.shape)
+    both = np.stack([y, 1e3 * (x[:, 0] + noise) + 1e5], axis=1)
+    weights = np.random.default_rng(1).uniform(size=len(y))
+    model = IllsRegressor((20,), early_stopping=True, random_state=0)
+    model.fit(x, both, sample_weight=weights)
+    x_val, y_val, w_val = held_out(x, both, weights)
+    mean = np.average(both, axis=0, weights=weights)
+    spread = np.average((both - mean) ** 2, axis=0, weights=weights)
+    left, all_of_it = (
+        np.sum(np.average((y_val - guess) ** 2, axis=0, weights=w_val) / spread)
+        for guess in (model.predict(x_val), np.average(y_val, axis=0, weights=w_val))
+    )
+    assert model.best_validation_score_ == pytest.approx(1 - left / all_of_it, abs=1e-6)
+
+
+@pytest.mark.parametrize("loss", ["squared", "huber", "tukey"])
+def test_weights_repeat_samples(friedman, loss):
+    x, y = (a[:100] for a in friedman)
+    y = np.where(np.arange(100) < 20, y + 5 * np.sin(40 * x[:, 0]), y)
+    times = np.where(np.arange(100) < 20, 5, np.arange(100) % 3)
+    model = IllsRegressor((5,), loss=loss, max_iter=10, tol=0.0, random_state=0)
+    weighted = clone(model).fit(x, y, sample_weight=times)
+    repeated = model.fit(np.repeat(x, times, axis=0), np.repeat(y, times))
+    np.testing.assert_allclose(weighted.loss_curve_, repeated.loss_curve_, rtol=1e-6)
+    np.testing.assert_allclose(weighted.predict(x), repeated.predict(x), rtol=1e-4)
+
+
+def test_early_stopping_holds_for_a_single_iteration(friedman):
+    model = IllsRegressor((4,), max_iter=1, early_stopping=True, random_state=0)
+    assert len(model.fit(*friedman).validation_scores_) == 1
+
+
+def test_partial_fit_holds_nothing_out(friedman):
+    with pytest.raises(ValueError, match="`early_stopping` must be False for"):
+        IllsRegressor((4,), early_stopping=True).partial_fit(*friedman)
+
+
 def test_two_outputs_and_two_layers(friedman):
     x, y = friedman
     both = np.stack([y, -3 * y + 1], axis=1)
@@ -100,6 +188,103 @@ def test_warm_start_and_partial_fit_go_on(friedman):
     assert model.n_iter_ == 1
     with pytest.raises(ValueError, match="`y` must have 1 columns"):
         model.partial_fit(x, np.stack([y, y], axis=1))
+
+
+@pytest.mark.parametrize("go_on", ["fit", "partial_fit"])
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (
+            {"hidden_layer_sizes": (16,)},
+            r"`hidden_layer_sizes` must stay \(8,\) .*, got \(16,\). Change it back",
+        ),
+        ({"hidden_layer_sizes": [8, 8]}, r"must stay \(8,\) .*, got \[8, 8\]"),
+        ({"hidden_layer_sizes": 9}, "must stay .*, got 9"),
+        (
+            {"activation": "sigmoid"},
+            "`activation` must stay 'tanh' .*, got 'sigmoid'. .* `warm_start=False`",
+        ),
+    ],
+)
+def test_another_network_cannot_go_on(friedman, go_on, changed, message):
+    x, y = friedman
+    model = IllsRegressor(**QUICK, warm_start=True).fit(x, y)
+    before = model.predict(x)
+    model.set_params(**changed)
+    with pytest.raises(ValueError, match=message):
+        getattr(model, go_on)(x, y)
+    np.testing.assert_array_equal(model.predict(x), before)
+    began = model.set_params(warm_start=False).fit(x, y)
+    assert len(began.loss_curve_) == began.n_iter_
+
+
+def test_the_same_network_in_other_words_goes_on(friedman):
+    model = IllsRegressor(**QUICK, warm_start=True).fit(*friedman)
+    model.set_params(hidden_layer_sizes=8, activation=TABLE["tanh"])
+    assert len(model.fit(*friedman).loss_curve_) > model.n_iter_
+
+
+def test_what_only_steers_the_fit_may_change(friedman):
+    """A larger ridge is felt at once: the last layer is nearly taken away."""
+    x, y = friedman
+    model = IllsRegressor(**QUICK, warm_start=True).fit(x, y)
+    assert np.std(model.predict(x)) > 0.9 * np.std(y)
+    model.set_params(alpha=1e3, max_iter=5).fit(x, y)
+    assert np.std(model.predict(x)) < 0.1 * np.std(y)
+
+
+@pytest.mark.parametrize("go_on", ["fit", "partial_fit"])
+def test_a_robust_scale_is_that_of_the_data_at_hand(friedman, go_on):
+    x, y = friedman
+    model = IllsRegressor(**QUICK, loss="huber", warm_start=True).fit(x, y)
+    small = float(model._state.scale)
+    noisy = y + 20 * np.random.default_rng(0).normal(size=y.shape)
+    size = np.sort(np.abs(noisy - model.predict(x)) / y.std())
+    start = 1.4826 * size[(len(size) - 1) // 2]
+    getattr(model.set_params(max_iter=1), go_on)(x, noisy)
+    assert start > 10 * small
+    assert float(model._state.scale) == pytest.approx(start)
+
+
+def test_another_activation_waits_for_the_fit(friedman):
+    x, y = friedman
+    model = IllsRegressor(**QUICK).fit(x, y)
+    before = model.predict(x)
+    np.testing.assert_array_equal(
+        model.set_params(activation="relu").predict(x), before
+    )
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [(np.float32, np.float64), (np.float64, np.float32)]
+)
+def test_going_on_is_in_the_precision_of_the_data(friedman, first, second):
+    x, y = friedman
+    model = IllsRegressor(**{**QUICK, "max_iter": 5}, warm_start=True)
+    model.fit(x.astype(first), y).fit(x.astype(second), y)
+    assert model.coefs_[0].dtype == second
+    assert model.predict(x.astype(second)).dtype == second
+    assert len(model.loss_curve_) == 10
+    assert model.loss_ < model.loss_curve_[4]
+
+
+def test_a_fit_that_fails_leaves_the_model(friedman):
+    x, y = friedman
+    model = IllsRegressor(**QUICK).fit(x, y)
+    before = model.predict(x)
+    model.set_params(activation="relu", method="published")
+    with pytest.raises(ValueError, match="no inverse"):
+        model.fit(5 + 10 * x, np.stack([y, y], axis=1))
+    np.testing.assert_array_equal(model.predict(x), before)
+
+
+def test_targets_far_from_zero_keep_their_digits(friedman):
+    """In float32 the offset alone would take them: its spacing is 64."""
+    x, y = friedman
+    model = IllsRegressor((20,), random_state=0).fit(x.astype(np.float32), y + 1e9)
+    plain = IllsRegressor((20,), random_state=0).fit(x.astype(np.float32), y)
+    assert model.loss_ == pytest.approx(plain.loss_, rel=0.2)
+    assert model.loss_ < 0.01
 
 
 def test_partial_fit_from_nothing(friedman):
@@ -148,6 +333,7 @@ def test_constant_feature_and_target():
     ("options", "message"),
     [
         ({"hidden_layer_sizes": (0,)}, "`hidden_layer_sizes` must be positive"),
+        ({"hidden_layer_sizes": (5.7,)}, r"must be positive integers, got \(5.7,\)"),
         ({"activation": "nope"}, "'activation' parameter"),
         ({"alpha": -1.0}, "'alpha' parameter"),
         ({"loss": "nope"}, "'loss' parameter"),
@@ -169,6 +355,9 @@ def test_bad_parameters(options, message):
         (np.ones(5), np.ones(5), None, "Expected 2D array"),
         (np.ones((5, 2)), np.ones(4), None, "inconsistent numbers"),
         (np.ones((5, 2)), np.ones(5), np.zeros(5), "(?i)sample.weight"),
+        (np.ones((5, 2)), np.ones(5), -np.ones(5), "`sample_weight` must be >= 0, got"),
+        (np.ma.masked_less(np.eye(5), 1), np.ones(5), None, "`X` must have no masked"),
+        (np.eye(5), np.ma.masked_less(np.arange(5), 2), None, "`y` must .*, got 2"),
     ],
 )
 def test_bad_data(x, y, weights, message):

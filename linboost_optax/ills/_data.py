@@ -25,6 +25,30 @@ def make_batch(
     dtype: Any,
     axis_name: Any,
 ) -> Batch:
+    """Returns the checked data of ``read_batch``, blank where nothing counts.
+
+    Inputs and targets without weight are 0: they would be multiplied by it, but what
+    overflows on the way there times 0 is NaN.
+    """
+    batch = read_batch(network, inputs, targets, sample_weight, mask, dtype, axis_name)
+    if sample_weight is None and mask is None:
+        return batch
+    counted = batch.weights > 0
+    return batch._replace(
+        inputs=jnp.where(jnp.any(counted, axis=1, keepdims=True), batch.inputs, 0),
+        targets=jnp.where(counted, batch.targets, 0),
+    )
+
+
+def read_batch(
+    network: Network,
+    inputs: Any,
+    targets: Any,
+    sample_weight: Any,
+    mask: Any,
+    dtype: Any,
+    axis_name: Any,
+) -> Batch:
     """Checks the data and normalises the weights to sum to 1 over all targets.
 
     Args:
@@ -60,6 +84,11 @@ def make_batch(
         weights = weights * known.astype(dtype)
     if is_known(targets, weights):
         _check_targets(network, targets, weights)
+    if is_known(weights) and mask is not None and not np.any(np.asarray(weights) > 0):
+        raise ValueError(
+            "`sample_weight` must be positive for a sample with a known target, got 0 "
+            "wherever `mask` is true. Give weight to a known target."
+        )
     total = jnp.sum(weights) * (outputs // weights.shape[1])
     if axis_name is not None:
         total = jax.lax.psum(total, axis_name)
@@ -84,17 +113,25 @@ def check_inputs(network: Network, inputs: jax.Array) -> None:
         _check_finite("inputs", inputs)
 
 
-def check_scale(inputs: Any, dtype: Any) -> None:
-    """Refuses inputs that are far from standardised.
+def check_scale(inputs: Any, batch: Batch) -> None:
+    """Refuses inputs that are far from standardised where they count.
 
     A feature whose spread is 1000 saturates every unit, and an offset of 100 spreads
     makes it collinear with the bias in float32.
 
+    Args:
+      inputs: as they were given, ``[sample, feature]``.
+      batch: with their weights, in the dtype to compute in.
+
     Raises:
       ValueError: naming the first such feature.
     """
-    x = np.asarray(inputs, np.float64)
-    spread, offset = x.std(axis=0), np.abs(x.mean(axis=0))
+    shares, dtype = np.asarray(batch.shares, np.float64), batch.inputs.dtype
+    counted = shares > 0
+    x, shares = np.asarray(inputs, np.float64)[counted], shares[counted]
+    mean = np.average(x, axis=0, weights=shares)
+    spread = np.sqrt(np.average((x - mean) ** 2, axis=0, weights=shares))
+    offset = np.abs(mean)
     for j in range(x.shape[1]):
         # A constant feature is harmless unless it is large.
         limit = _MAX_OFFSET * spread[j] if spread[j] > 1e-6 * offset[j] else _MAX_SCALE
@@ -102,8 +139,8 @@ def check_scale(inputs: Any, dtype: Any) -> None:
         if spread[j] > _MAX_SCALE or offset[j] > _MAX_SCALE or too_far:
             raise ValueError(
                 f"`inputs` must be about standardised, got feature {j} with mean "
-                f"{x[:, j].mean():.3g} and standard deviation {spread[j]:.3g}. "
-                "Standardise first: `(x - x.mean(0)) / x.std(0)`."
+                f"{mean[j]:.3g} and standard deviation {spread[j]:.3g}. Standardise "
+                "first: `(x - x.mean(0)) / x.std(0)`, weighted as the samples are."
             )
 
 
@@ -176,8 +213,8 @@ def _check_targets(network: Network, targets: jax.Array, weights: jax.Array) -> 
     _check_finite("targets", targets)
     last = network.last.activation
     values = np.asarray(targets)
-    counted = np.broadcast_to(np.asarray(weights), values.shape) > 0
-    if np.any(counted & ((values < last.low) | (values > last.high))):
+    values = values[np.broadcast_to(np.asarray(weights), values.shape) > 0]
+    if np.any((values < last.low) | (values > last.high)):
         raise ValueError(
             f"`targets` must lie in [{last.low}, {last.high}], the range of the output "
             f"activation {last.name!r}, got {values.min()} to {values.max()}. "

@@ -1,23 +1,26 @@
 """What every layer was asked for and how well its regression could answer."""
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from linboost_optax.ills._data import make_batch
+from linboost_optax.ills._data import read_batch
 from linboost_optax.ills._model.matrices import Matrices, read_matrices
 from linboost_optax.ills._model.network import Network
 from linboost_optax.ills._numerics.chunks import Batch
 from linboost_optax.ills._numerics.least_squares import (
+    add_diagonal,
     relative_ridge,
     solve,
     weighted_gram,
 )
-from linboost_optax.ills._options import resolve
+from linboost_optax.ills._options import check_undivided, resolve
 from linboost_optax.ills._settings import Regression, Settings
-from linboost_optax.ills._steps.problem import working_batch
+from linboost_optax.ills._steps.iteration import IllsState
+from linboost_optax.ills._steps.problem import update_scale, working_batch
 from linboost_optax.ills._steps.scale import Robust
 
 
@@ -32,7 +35,8 @@ class LayerDiagnostics(NamedTuple):
       weights: ``c_ij`` of the regression, ``[sample, unit]``.
       r2: share of the weighted ideal change that is explained, ``[unit]``.
       condition: of the weighted, unit-diagonal Gram matrix, ``[unit]``.
-      clipped: share of ideal activations outside the range, ``[unit]``.
+      clipped: share of ideal activations outside the range, ``[unit]``; samples
+        count as they do in the objective.
     """
 
     name: str
@@ -53,6 +57,7 @@ def ills_diagnostics(
     *,
     sample_weight: Any = None,
     mask: Any = None,
+    state: IllsState | None = None,
     **options: Any,
 ) -> list[LayerDiagnostics]:
     r"""Inspects the regressions of the next ILLS iteration.
@@ -70,6 +75,9 @@ def ills_diagnostics(
       targets: ``[sample, output]`` or ``[sample]``.
       sample_weight: ``[sample]``; default None is 1 for all.
       mask: boolean, shaped like ``targets``; default None is all true.
+      state: of the result that ``params`` are from, whose damping and robust scale the
+        next iteration takes; default None is the damping of the options and the scale
+        that the residuals have now.
       **options: those of ``ills``.
 
     Returns:
@@ -94,14 +102,21 @@ def ills_diagnostics(
       Khadilkar (2023), arXiv:2307.05189: ideal values of the published method.
     """
     settings = resolve(network, **options)
+    check_undivided(settings)
     matrices = read_matrices(network, params)
-    data = make_batch(
+    # As they were given: samples without weight have pre-activations, too.
+    data = read_batch(
         network, inputs, targets, sample_weight, mask, matrices[0].dtype, None
     )
     data = data._replace(targets=settings.method.targets(network, data.targets))
-    answers = _answers(settings, matrices, data)
+    scale, settled = jnp.asarray(jnp.inf, data.inputs.dtype), jnp.asarray(True)
+    if state is not None:
+        settings = dataclasses.replace(settings, damping=jnp.asarray(state.damping))
+        scale, settled = jnp.asarray(state.scale), jnp.asarray(state.settled)
+    answers = _answers(settings, Robust(scale, settled), matrices, data)
+    shares = np.asarray(data.shares)
     return [
-        _report(layer.kernel, answer)
+        _report(layer.kernel, answer, shares)
         for layer, answer in zip(network.hidden, answers, strict=True)
     ]
 
@@ -123,24 +138,31 @@ class Answer(NamedTuple):
 
 
 @jax.jit
-def _answers(settings: Settings, matrices: Matrices, data: Batch) -> list[Answer]:
-    unscaled = Robust(jnp.asarray(jnp.inf, matrices[0].dtype), jnp.asarray(True))
-    working = working_batch(settings, matrices, unscaled, data)
+def _answers(
+    settings: Settings, robust: Robust, matrices: Matrices, data: Batch
+) -> list[Answer]:
+    robust = robust._replace(scale=update_scale(settings, matrices, robust.scale, data))
+    working = working_batch(settings, matrices, robust, data)
     regressions = settings.method.regressions(settings, matrices, working.T)
-    return [_answer(settings, asked) for asked in regressions]
+    return [
+        _answer(settings, matrix, asked)
+        for matrix, asked in zip(matrices, regressions, strict=False)
+    ]
 
 
-def _answer(settings: Settings, asked: Regression) -> Answer:
+def _answer(settings: Settings, matrix: jax.Array, asked: Regression) -> Answer:
     x, weights, change = asked.inputs, asked.weights, asked.change
     gram = relative_ridge(weighted_gram(x, weights), settings.ridge)
-    fitted = solve(gram, x @ (weights * change).T).T @ x
+    gram = add_diagonal(gram, asked.penalty[None, :, 0])
+    rhs = x @ (weights * change).T - asked.penalty * matrix
+    fitted = solve(gram, rhs).T @ x
     left = jnp.sum(weights * (change - fitted) ** 2, axis=1)
     total = jnp.sum(weights * change**2, axis=1)
     r2 = jnp.where(total > 0, 1 - left / jnp.where(total > 0, total, 1), jnp.nan)
     return Answer(asked, fitted, gram, r2)
 
 
-def _report(name: str, answer: Answer) -> LayerDiagnostics:
+def _report(name: str, answer: Answer, shares: np.ndarray) -> LayerDiagnostics:
     z, change = answer.asked.pre_activations, answer.asked.change
     return LayerDiagnostics(
         name=name,
@@ -150,7 +172,7 @@ def _report(name: str, answer: Answer) -> LayerDiagnostics:
         weights=np.asarray(answer.asked.weights).T,
         r2=np.asarray(answer.r2),
         condition=_condition(np.asarray(answer.gram, np.float64)),
-        clipped=np.mean(np.asarray(answer.asked.outside), axis=1),
+        clipped=np.asarray(answer.asked.outside) @ shares,
     )
 
 

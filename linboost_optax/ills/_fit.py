@@ -13,7 +13,7 @@ from linboost_optax.ills._loop import Patience, run_loop
 from linboost_optax.ills._model.matrices import read_matrices
 from linboost_optax.ills._model.network import Network
 from linboost_optax.ills._numerics.chunks import Batch
-from linboost_optax.ills._options import resolve
+from linboost_optax.ills._options import check_undivided, resolve
 from linboost_optax.ills._settings import Settings
 from linboost_optax.ills._stall import explain_stall
 from linboost_optax.ills._steps.iteration import IllsState
@@ -63,7 +63,7 @@ def fit_ills(
     *,
     sample_weight: Any = None,
     mask: Any = None,
-    validation: tuple[Any, Any] | None = None,
+    validation: tuple[Any, ...] | None = None,
     max_iter: int = 300,
     tol: float = 1e-4,
     patience: int = 10,
@@ -79,7 +79,7 @@ def fit_ills(
     objective by more than ``tol`` of its value; with validation data, when the
     validation loss has not reached a new minimum for ``patience`` iterations; after
     ten rejected iterations in a row; or after ``max_iter`` iterations. The validation
-    loss is the mean squared error, or the mean absolute one where the loss is robust.
+    loss is the weighted mean squared error, or absolute one where the loss is robust.
 
     Args:
       network: the dense layers, from ``network``, ``linen.network`` or
@@ -90,7 +90,8 @@ def fit_ills(
       sample_weight: ``[sample]``, >= 0; default None is 1 for all.
       mask: boolean, shaped like ``targets``, true where a target is known; default
         None is all.
-      validation: ``(inputs, targets)`` for early stopping; default None.
+      validation: ``(inputs, targets)`` for early stopping, or ``(inputs, targets,
+        sample_weight)``, or with a ``mask`` as fourth; default None.
       max_iter: most iterations of a run, >= 1; default 300.
       tol: relative gain that counts, in [0, 1); default 1e-4.
       patience: iterations without such a gain that end a run, >= 1; default 10.
@@ -99,9 +100,11 @@ def fit_ills(
         A way out of local minima and dead units on clean data.
       seed: of the restarts; default 0.
       polish: at most this many iterations of Levenberg-Marquardt over all hidden
-        parameters after the run has converged; default 0. It costs the cube of
-        their number and pays on small noise-free problems.
-      state: of an earlier result, to go on from it; default None, a fresh one.
+        parameters after the run has converged, unless validation data ended it;
+        default 0. It costs the cube of their number and pays on small noise-free
+        problems.
+      state: of an earlier result, to go on from it with its damping; default None, a
+        fresh one.
       **options: those of ``ills``.
 
     Returns:
@@ -128,11 +131,12 @@ def fit_ills(
     """
     _check_limits(max_iter, tol, patience, polish, restarts)
     settings = resolve(network, **options)
+    check_undivided(settings)
     fresh: Any = transformation(settings).init(params)
-    begin = fresh if state is None else state._replace(rejected=fresh.rejected)
+    begin = fresh if state is None else _going_on(state, fresh)
     dtype = read_matrices(network, params)[0].dtype
     data = make_batch(network, inputs, targets, sample_weight, mask, dtype, None)
-    check_scale(inputs, dtype)
+    check_scale(inputs, data)
     held_out = _held_out(network, validation, dtype)
     task = Task(Patience(1.0 - tol, patience), data, held_out)
     params = jax.tree.map(jnp.asarray, params)
@@ -147,7 +151,9 @@ def fit_ills(
         again = fresh._replace(scale=result.state.scale, settled=result.state.settled)
         result = _better(result, _run(settings, task, start, again, max_iter))
     if polish and result.code not in (IllsCode.NOT_FINITE, IllsCode.EARLY_STOPPED):
-        result = _joined(result, _polished(settings, task, result, polish))
+        polished = _polished(settings, task, result, polish)
+        best = _better(result, polished) if task.held_out is not None else polished
+        result = _joined(result, polished)._replace(params=best.params)
     return result
 
 
@@ -213,6 +219,25 @@ def _is_exact(result: IllsResult, data: Batch) -> bool:
     return bool(result.objectives[-1] <= 1e-6 * size)
 
 
+def _going_on(state: IllsState, fresh: IllsState) -> IllsState:
+    """Returns the earlier state, its rejections forgotten, if it fits the network."""
+    if _layout(state) != _layout(fresh):
+        previous = getattr(state, "previous", state)
+        raise ValueError(
+            "`state` must be of a run of this network with parameters of this dtype, "
+            f"{_layout(fresh.previous)}, got {_layout(previous)}. Leave it out to "
+            "begin anew."
+        )
+    return state._replace(rejected=fresh.rejected)
+
+
+def _layout(tree: Any) -> list[str]:
+    return [
+        f"{jax.tree_util.keystr(path)}: {jnp.asarray(leaf).dtype}{jnp.shape(leaf)}"
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    ]
+
+
 def _joined(first: IllsResult, second: IllsResult) -> IllsResult:
     return second._replace(
         iterations=first.iterations + second.iterations,
@@ -224,12 +249,15 @@ def _joined(first: IllsResult, second: IllsResult) -> IllsResult:
 def _held_out(network: Network, validation: Any, dtype: Any) -> Batch | None:
     if validation is None:
         return None
-    if not isinstance(validation, tuple) or len(validation) != 2:
+    if not isinstance(validation, tuple) or not 2 <= len(validation) <= 4:
+        size = f" of {len(validation)}" if isinstance(validation, tuple) else ""
         raise ValueError(
-            "`validation` must be a pair (inputs, targets), got "
-            f"{type(validation).__name__}."
+            "`validation` must be a pair (inputs, targets), a sample_weight and a mask "
+            f"after them if there are any, got {type(validation).__name__}{size}. "
+            "Give e.g. `validation=(x, y, weights)`."
         )
-    return make_batch(network, *validation, None, None, dtype, None)
+    inputs, targets, sample_weight, mask = (*validation, None, None)[:4]
+    return make_batch(network, inputs, targets, sample_weight, mask, dtype, None)
 
 
 def _check_limits(

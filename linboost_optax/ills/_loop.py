@@ -149,9 +149,11 @@ def _code(
 def _validation_loss(
     settings: Settings, matrices: Matrices, held_out: Batch
 ) -> jax.Array:
-    """Returns the mean of the loss's scale-free error, infinity if it is not finite."""
+    """Returns the weighted mean of the scale-free error, infinity if not finite."""
     held_out = held_out.T
     z = forward(settings.network, matrices, held_out.inputs).out
     residual = held_out.targets - settings.network.last.activation.fn(z)
-    value = jnp.sum(held_out.weights * settings.loss.error(residual))
+    weights, error = held_out.weights, settings.loss.error(residual)
+    # What does not count must not count either where its error is not finite.
+    value = jnp.sum(jnp.where(weights > 0, weights * error, 0))
     return jnp.where(jnp.isfinite(value), value, jnp.inf)

@@ -5,6 +5,8 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, TypeVar
 
+import jax
+
 from linboost_optax.ills._model.network import Network
 from linboost_optax.ills._settings import Method, Settings
 from linboost_optax.ills._steps.combine import COMBINES, Combine
@@ -45,10 +47,15 @@ def resolve(
     given["combine"] = _choose("combine", combine, COMBINES, Combine, {})
     given["importance"] = _choose("importance", importance, IMPORTANCES, Importance, {})
     chosen = _choose("method", method, METHODS, Method, given)
+    picked = _choose("loss", loss, LOSSES, Loss, given)
+    parts = {"combine": combine, "importance": importance}
+    limits = {"relaxation": relaxation, "margin": margin}
+    _refuse_unread("method", method, chosen, parts | limits)
+    _refuse_unread("loss", loss, picked, {"tuning": tuning})
     settings = Settings(
         network=network,
         method=chosen,
-        loss=_choose("loss", loss, LOSSES, Loss, given),
+        loss=picked,
         damping=_ridge("damping", damping),
         ridge=_ridge("ridge", ridge),
         output_ridge=_ridge("output_ridge", output_ridge),
@@ -93,6 +100,41 @@ def _make(kind: type, given: Mapping[str, Any]) -> Any:
     return kind(**{n: given[n] for n in fields if given.get(n) is not None})
 
 
+def _refuse_unread(
+    choice: str, got: Any, made: Any, options: Mapping[str, Any]
+) -> None:
+    """Raises where an option was changed that would be dropped without a word.
+
+    Args:
+      choice: name of the argument whose options they are.
+      got: what it was given: an object has options of its own.
+      made: the object behind it.
+      options: by name.
+    """
+    named = isinstance(got, str)
+    read = {field.name for field in dataclasses.fields(made)} if named else set()
+    for name, value in options.items():
+        if name in read or not _is_changed(name, value):
+            continue
+        way_out = (
+            f"Leave it out, or take another `{choice}`."
+            if named
+            else f"Give it to the object that is `{choice}`."
+        )
+        raise ValueError(
+            f"`{name}` must be left at its default where `{choice}` does not read it, "
+            f"got {name}={value!r} with {choice}={got!r}. {way_out}"
+        )
+
+
+def _is_changed(name: str, value: Any) -> bool:
+    default = inspect.signature(resolve).parameters[name].default
+    if isinstance(value, jax.Array):
+        # Traced defaults (`optax.inject_hyperparams`) are compared by nobody.
+        return default is None
+    return value is not default and value != default
+
+
 def _number(value: Any) -> Any:
     # Integers as floats, for these are arguments of compiled code.
     return float(value) if isinstance(value, int) else value
@@ -110,6 +152,16 @@ def _ridge(name: str, value: Any) -> Any:
 
 def _none_if_zero(ridge: Any) -> Any:
     return None if isinstance(ridge, float) and ridge == 0 else ridge
+
+
+def check_undivided(settings: Settings) -> None:
+    """Raises if samples are to be spread where all of them are taken at once."""
+    if settings.axis_name is not None:
+        raise ValueError(
+            "`axis_name` must be None where all samples are given at once, got "
+            f"{settings.axis_name!r}. Spread them over devices with `ills` inside "
+            "`shard_map`."
+        )
 
 
 def _chunk_size(chunk_size: Any) -> int | None:

@@ -11,7 +11,7 @@ def plot_ills(layers: list[LayerDiagnostics], figure: Any = None) -> Any:
     """Draws diagnostics: one row a layer, four panels.
 
     Per unit: R^2, condition number, share of clipped targets; and over samples the
-    weights ``c_ij`` relative to their mean.
+    weights ``c_ij`` relative to their mean, samples left out that count for no unit.
 
     Args:
       layers: what ``ills_diagnostics`` returned.
@@ -54,8 +54,9 @@ def plot_ills(layers: list[LayerDiagnostics], figure: Any = None) -> Any:
         row[1].set(title="condition number")
         row[2].bar(unit, layer.clipped[order])
         row[2].set(title="share of clipped targets", ylim=(0, 1))
-        mean = layer.weights.mean(axis=0, keepdims=True)
-        relative = layer.weights / np.where(mean > 0, mean, 1)
+        weights = layer.weights[np.any(layer.weights > 0, axis=1)]
+        mean = weights.sum(axis=0, keepdims=True) / max(len(weights), 1)
+        relative = weights / np.where(mean > 0, mean, 1)
         row[3].boxplot(relative[:, order], showfliers=False)
         row[3].set(title="weights c / mean", xticks=[])
         for axis in row[:3]:

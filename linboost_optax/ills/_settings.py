@@ -26,6 +26,7 @@ class Regression(NamedTuple):
       change: of the pre-activations that would be ideal, ``[unit, sample]``.
       weights: of the regression, ``[unit, sample]``.
       outside: 1 where no pre-activation gives the ideal activation, else 0.
+      penalty: ridge on each new weight, ``[input + 1, 1]``.
     """
 
     inputs: jax.Array
@@ -33,6 +34,7 @@ class Regression(NamedTuple):
     change: jax.Array
     weights: jax.Array
     outside: jax.Array
+    penalty: jax.Array
 
 
 @runtime_checkable

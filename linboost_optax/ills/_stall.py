@@ -47,7 +47,8 @@ def _largest_slopes(
     settings: Settings, matrices: Matrices, batch: Batch
 ) -> list[np.ndarray]:
     slopes = forward(settings.network, matrices, batch.inputs.T).slopes
-    return [np.max(np.abs(np.asarray(s)), axis=1) for s in slopes]
+    counted = np.any(np.asarray(batch.weights) > 0, axis=1)
+    return [np.max(np.abs(np.asarray(s)[:, counted]), axis=1) for s in slopes]
 
 
 def _has_dependent_inputs(settings: Settings, matrices: Matrices, batch: Batch) -> bool:

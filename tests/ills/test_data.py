@@ -1,5 +1,7 @@
 """Data of ILLS: weights and masks, what must not matter, what is refused."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,6 +36,93 @@ def test_weight_two_is_twice_the_sample():
     twice = [jnp.concatenate([a, a[:10]]) for a in (x, y)]
     np.testing.assert_allclose(
         objectives_of(x, y, sample_weight=weights), objectives_of(*twice), rtol=1e-4
+    )
+
+
+def test_weight_zero_is_absence_however_far_out():
+    """Also where the activation is unbounded, so that an input overflows."""
+    with jax.enable_x64(True):
+        x, y = problem(0, 40, 3, 1, jnp.float64)
+        absent = jnp.arange(40)[:, None] >= 30
+        weights = jnp.where(absent[:, 0], 0.0, 1.0)
+        far = jnp.where(absent, 1e200, x), jnp.where(absent, 1e200, y)
+        params = ills.init_mlp(jax.random.key(0), (3, 5, 1), jnp.float64)
+        net = ills.network(params, activation="relu")
+        for loss in ("squared", "huber"):
+            options = {"max_iter": 8, "tol": 0.0, "loss": loss}
+            got, want = (
+                ills.fit_ills(net, params, *data, sample_weight=w, **options)
+                for data, w in ((far, weights), ((x[:30], y[:30]), None))
+            )
+            np.testing.assert_allclose(got.objectives, want.objectives, rtol=1e-8)
+
+
+@pytest.mark.parametrize("loss", ["huber", "tukey"])
+def test_weights_repeat_samples_of_a_robust_loss(loss):
+    """A few heavy samples with large residuals: they raise the robust scale."""
+    with jax.enable_x64(True):
+        x, y = problem(0, 30, 3, 1, jnp.float64)
+        heavy = jnp.arange(30) < 10
+        y = jnp.where(heavy[:, None], y + 3 * jnp.cos(9 * x[:, :1]), y)
+        params = ills.init_mlp(jax.random.key(0), (3, 5, 1), jnp.float64)
+        net, times = ills.network(params), jnp.where(heavy, 5, 1)
+        options = {"max_iter": 10, "tol": 0.0, "loss": loss}
+        weighted = ills.fit_ills(net, params, x, y, sample_weight=times, **options)
+        again = [np.repeat(a, times, axis=0) for a in (x, y)]
+        repeated = ills.fit_ills(net, params, *again, **options)
+    np.testing.assert_allclose(weighted.state.scale, repeated.state.scale, rtol=1e-8)
+    np.testing.assert_allclose(weighted.objectives, repeated.objectives, rtol=1e-8)
+
+
+def test_scale_of_the_inputs_is_judged_where_they_count():
+    x, y = problem(0, 30, 2, 1)
+    x = x.at[3, 0].set(3000.0)
+    assert fit(x, y, sample_weight=jnp.ones(30).at[3].set(1e-8), max_iter=1).iterations
+    # It is half of all there is: 100 would be its share if all counted the same.
+    with pytest.raises(ValueError, match=r"feature 0 with mean 1.5e\+03"):
+        fit(x, y, sample_weight=jnp.ones(30).at[3].set(29.0), max_iter=1)
+
+
+@pytest.mark.parametrize("loss", ["squared", "huber"])
+def test_validation_counts_as_weighted(loss):
+    """Weights and mask of held-out data, against NumPy on the rows that count."""
+    x, y = problem(0, 40, 3, 2)
+    other_x, other_y = problem(1, 30, 3, 2)
+    rng = np.random.default_rng(0)
+    weights = np.where(np.arange(30) < 20, rng.uniform(0.5, 2, size=30), 0)
+    mask = rng.uniform(size=(30, 2)) < 0.8
+    dirty_x = jnp.where(weights[:, None] > 0, other_x, 1e25)
+    dirty_y = jnp.where(weights[:, None] > 0, other_y, 1e30)
+    dirty_y = jnp.where(mask, dirty_y, jnp.nan)
+    params = ills.init_mlp(jax.random.key(0), (3, 6, 2))
+    net = ills.network(params)
+    held_out = (dirty_x, dirty_y, weights, mask)
+    result = ills.fit_ills(
+        net, params, x, y, validation=held_out, loss=loss, max_iter=30
+    )
+    residual = (np.asarray(ills.predict(net, result.params, other_x)) - other_y)[mask]
+    error = residual**2 if loss == "squared" else np.abs(residual)
+    counts = np.broadcast_to(weights[:, None], (30, 2))[mask]
+    want = np.average(error, weights=counts)
+    np.testing.assert_allclose(result.validation.min(), want, rtol=1e-4)
+
+
+def test_weights_of_validation_choose_the_iterate():
+    """Without weight the outliers neither stop the run nor pick its weights."""
+    x, y = problem(0, 40, 2, 1)
+    noisy = y + 0.5 * jax.random.normal(jax.random.key(9), y.shape)
+    other_x, other_y = problem(1, 30, 2, 1)
+    absent = jnp.arange(30) >= 20
+    dirty = jnp.where(absent[:, None], -50 * other_y, other_y)
+    options = {"sizes": (2, 30, 1), "patience": 5}
+    got = fit(x, noisy, validation=(other_x, dirty, ~absent), **options)
+    want = fit(x, noisy, validation=(other_x[:20], other_y[:20]), **options)
+    assert (got.code, got.iterations) == (want.code, want.iterations)
+    np.testing.assert_allclose(got.validation, want.validation, rtol=1e-3)
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4),
+        got.params,
+        want.params,
     )
 
 
@@ -108,7 +197,25 @@ def test_unit_of_the_targets():
         (X, Y, {"sample_weight": jnp.full(30, jnp.nan)}, "`sample_weight` must be fin"),
         (X, Y, {"mask": jnp.zeros((30, 1), bool)}, "`mask` must be true for at least"),
         (X, Y, {"mask": jnp.ones((30, 1))}, "`mask` must be boolean of shape"),
-        (X, Y, {"validation": X}, "`validation` must be a pair"),
+        (
+            X,
+            Y,
+            {"mask": jnp.arange(30) < 9, "sample_weight": 1.0 * (jnp.arange(30) > 9)},
+            "`sample_weight` must be positive for a sample with a known target",
+        ),
+        (
+            X,
+            Y.at[:3, 0].set(jnp.asarray([9.0, 0.5, 2.0])),
+            {
+                "output_activation": "sigmoid",
+                "sample_weight": jnp.zeros(30).at[1:3].set(1.0),
+            },
+            "`targets` must lie in .*, got 0.5 to 2.0",
+        ),
+        (X, Y, {"validation": X}, "`validation` must be a pair .*, got ArrayImpl"),
+        (X, Y, {"validation": (X,)}, "`validation` must be a pair .*, got tuple of 1"),
+        (X, Y, {"validation": (X, Y, None, None, 0)}, "got tuple of 5"),
+        (X, Y, {"axis_name": "data"}, "`axis_name` must be None .*, got 'data'"),
         (X, Y, {"max_iter": 0}, "`max_iter` must be an integer >= 1"),
         (X, Y, {"patience": 1.5}, "`patience` must be an integer >= 1"),
         (X, Y, {"tol": -1}, "`tol` must be in"),

@@ -84,6 +84,113 @@ def test_two_layers_and_a_dead_unit():
     matplotlib.pyplot.close(figure)
 
 
+def test_clipped_counts_samples_as_they_weigh():
+    """As if each sample stood there as many times as its weight says."""
+    x = jax.random.normal(jax.random.key(0), (60, 3))
+    params = ills.init_mlp(jax.random.key(1), (3, 5, 4, 1))
+    net, times = ills.network(params), np.arange(60) % 5
+    y = 5 * x[:, 0] * x[:, 1]
+    repeated = [jnp.repeat(a, times, axis=0) for a in (x, y)]
+    for method in ("weighted", "published"):
+        weighted = ills.ills_diagnostics(
+            net, params, x, y, sample_weight=times, method=method
+        )
+        plain = ills.ills_diagnostics(net, params, *repeated, method=method)
+        for got, want in zip(weighted, plain, strict=True):
+            assert 0.01 < want.clipped.mean() < 0.99
+            for name in ("clipped", "r2", "condition"):
+                np.testing.assert_allclose(
+                    getattr(got, name), getattr(want, name), rtol=1e-2
+                )
+
+
+def test_samples_without_weight_keep_their_pre_activations():
+    x = jax.random.normal(jax.random.key(0), (60, 3))
+    params = ills.init_mlp(jax.random.key(1), (3, 5, 1))
+    weights = jnp.ones(60).at[7].set(0.0)
+    (layer,) = ills.ills_diagnostics(
+        ills.network(params), params, x, x[:, 0], sample_weight=weights
+    )
+    want = np.asarray(x)[7] @ np.asarray(params[0][0]) + np.asarray(params[0][1])
+    np.testing.assert_allclose(layer.pre_activations[7], want, rtol=1e-5, atol=1e-6)
+    assert np.all(layer.weights[7] == 0)
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_a_robust_loss_weighs_the_residuals(known):
+    """By Huber's weights in the scale of the residuals, or of the state if smaller."""
+    with jax.enable_x64(True):
+        params, x, y = ref.random_problem(0, (4, 6, 1))
+        y = jnp.asarray(y).at[:5].add(20.0)
+        net = ills.network(params)
+        state = ills.ills(net).init(params)._replace(scale=jnp.asarray(0.01))
+        (layer,) = ills.ills_diagnostics(
+            net, params, x, y, loss="huber", state=state if known else None
+        )
+        (plain,) = ills.ills_diagnostics(net, params, x, y)
+        residual = np.abs(np.asarray(y - ills.predict(net, params, x)))
+    middle = np.sort(residual.ravel())[(len(residual) - 1) // 2]
+    scale = 0.01 if known else 1.4826 * middle
+    huber = 1 / np.maximum(residual / scale, 1)
+    np.testing.assert_allclose(layer.weights, huber * plain.weights, rtol=1e-8)
+
+
+def test_hidden_ridge_and_shared_importance_are_in_the_regression():
+    """One Gram matrix of the mean importance, and the ridge pulls the new weights."""
+    rho = 0.3
+    with jax.enable_x64(True):
+        params, x, y = ref.random_problem(0, (4, 6, 3))
+        options = {"ridge": RIDGE, "hidden_ridge": rho}
+        net = ills.network(params)
+        (unit,) = ills.ills_diagnostics(net, params, x, y, ridge=RIDGE)
+        (ridged,) = ills.ills_diagnostics(net, params, x, y, **options)
+        (shared,) = ills.ills_diagnostics(
+            net, params, x, y, importance="shared", **options
+        )
+    a = np.hstack([x, np.ones((len(x), 1))])
+    w = np.vstack([np.asarray(p) for p in params[0]])
+    keep = np.diag([1.0] * 4 + [0.0])
+    c, pull = unit.weights, unit.weights * (unit.ideal - unit.pre_activations)
+
+    def fitted(weights, pull, j):
+        gram = a.T @ (weights[:, None] * a)
+        gram += RIDGE * np.mean(np.diag(gram)) * np.eye(5) + rho * keep
+        step = np.linalg.solve(gram, a.T @ pull[:, j] - rho * keep @ w[:, j])
+        return a @ (w[:, j] + step)
+
+    share = c.sum(axis=0) / c.sum(axis=0).mean()
+    for j in range(6):
+        want = fitted(c[:, j], pull, j)
+        np.testing.assert_allclose(ridged.fitted[:, j], want, rtol=0, atol=1e-9)
+        want = fitted(c.mean(axis=1), pull / share, j)
+        np.testing.assert_allclose(shared.fitted[:, j], want, rtol=0, atol=1e-9)
+        np.testing.assert_allclose(shared.weights[:, j], c.mean(axis=1), rtol=1e-9)
+    assert np.ptp(shared.condition) <= 1e-9 * shared.condition[0]
+
+
+def test_plot_leaves_out_what_does_not_count():
+    x = jax.random.normal(jax.random.key(0), (60, 3))
+    params = ills.init_mlp(jax.random.key(1), (3, 5, 1))
+    net, weights = ills.network(params), jnp.where(jnp.arange(60) < 20, 1.0, 0.0)
+    drawn = []
+    for data in ((x, x[:, 0], weights), (x[:20], x[:20, 0], None)):
+        found = ills.ills_diagnostics(net, params, *data[:2], sample_weight=data[2])
+        figure = ills.plot_ills(found)
+        drawn.append([line.get_ydata() for line in figure.axes[3].lines])
+        matplotlib.pyplot.close(figure)
+    for got, want in zip(*drawn, strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-4)
+
+
+def test_samples_cannot_be_spread():
+    x = jax.random.normal(jax.random.key(0), (60, 3))
+    params = ills.init_mlp(jax.random.key(1), (3, 5, 1))
+    with pytest.raises(ValueError, match="`axis_name` must be None"):
+        ills.ills_diagnostics(
+            ills.network(params), params, x, x[:, 0], axis_name="data"
+        )
+
+
 def test_plot_needs_a_hidden_layer():
     with pytest.raises(ValueError, match="at least one hidden layer"):
         ills.plot_ills([])

@@ -124,6 +124,74 @@ def test_redrawn_units_leave_the_others_alone():
     np.testing.assert_array_equal(moved, [3, 7])
 
 
+def test_redrawn_units_are_the_least_useful_as_samples_count():
+    """As if each sample stood there as many times as its weight says.
+
+    Units listen less and less to the first feature, which alone varies where samples
+    count, and more and more to the second.
+    """
+    level = jnp.arange(1.0, 11.0) / 10
+    kernel = jnp.stack([level[::-1], level])
+    params = [(kernel, jnp.zeros(10)), (jnp.ones((10, 1)), jnp.zeros(1))]
+    times = np.where(np.arange(30) < 15, np.random.default_rng(0).integers(1, 9, 30), 0)
+    x = np.where(times[:, None] > 0, np.asarray(X) * [[1, 0]], np.asarray(X) * [[0, 5]])
+    weights = jnp.asarray(times[:, None] / times.sum(), jnp.float32)
+    batch = Batch(jnp.asarray(x, jnp.float32), Y, weights)
+    new = redraw_units(jax.random.key(1), ills.network(params), params, batch)
+    moved = np.flatnonzero(np.any(np.asarray(new[0][0] != kernel), axis=0))
+
+    def least(rows):
+        return sorted(np.argsort(np.tanh(rows @ np.asarray(kernel)).std(axis=0))[:2])
+
+    np.testing.assert_array_equal(moved, least(np.repeat(x, times, axis=0)))
+    np.testing.assert_array_equal(moved, [8, 9])
+    assert least(x) == [0, 1]
+
+
+def test_a_unit_is_dead_whatever_it_does_where_nothing_counts():
+    x = jnp.concatenate([jnp.clip(X[:, :1], -2, 2), jnp.full((1, 1), -5.0)])
+    y, weights = jnp.concatenate([Y, Y[:1]]), jnp.ones(31).at[30].set(0.0)
+    kernel = jnp.asarray([[10.0, 10.5, 9.5, 11.0]])
+    params = [(kernel, jnp.full(4, 50.0)), (jnp.ones((4, 1)), jnp.zeros(1))]
+    result = fit(x, y, params=params, sample_weight=weights)
+    assert result.code == IllsCode.STALLED_DEAD_UNITS
+
+
+@pytest.mark.parametrize("other", [(2, 5, 1), (2, 4, 4, 1)])
+def test_state_of_another_network_is_refused(other):
+    state = fit(X, Y, sizes=other, max_iter=1).state
+    with pytest.raises(ValueError, match="`state` must be of a run of this network"):
+        fit(X, Y, state=state)
+
+
+def test_state_of_another_dtype_is_refused():
+    state = fit(X, Y, max_iter=1).state
+    with jax.enable_x64(True):
+        params = ills.init_mlp(jax.random.key(0), (2, 4, 1), jnp.float64)
+        with pytest.raises(
+            ValueError, match=r"float64\(2, 4\).*, got .*float32\(2, 4\)"
+        ):
+            fit(X, Y, params=params, state=state)
+
+
+def test_polish_keeps_what_is_best_on_validation_data():
+    x, y = problem(1, 40, 2, 1)
+    noisy = Y + 0.5 * jax.random.normal(jax.random.key(9), Y.shape)
+    result = fit(
+        X,
+        noisy,
+        sizes=(2, 30, 1),
+        validation=(x, y),
+        patience=50,
+        max_iter=30,
+        polish=9,
+    )
+    assert result.validation[:30].min() < result.validation[30:].min()
+    net = ills.network(result.params)
+    error = jnp.mean((ills.predict(net, result.params, x) - y) ** 2)
+    np.testing.assert_allclose(error, result.validation.min(), rtol=1e-4)
+
+
 def test_polish_lowers_what_converged():
     x, y = problem(0, 100, 2, 1)
     plain = fit(x, y, sizes=(2, 6, 1), max_iter=40)

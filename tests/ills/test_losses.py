@@ -73,3 +73,23 @@ def test_scale_is_that_of_the_normal_distribution_and_skips_missing():
     weights = jnp.ones_like(r).at[::3].set(0)
     dirty = jnp.where(weights > 0, r, 1e6)
     np.testing.assert_allclose(residual_scale(dirty, weights, None), 2.0, rtol=0.03)
+
+
+@pytest.mark.parametrize("samples", [1, 2, 7, 40, 1001])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_scale_counts_a_residual_as_often_as_its_weight_says(samples, dtype):
+    """The lower median of repeated residuals, whatever the weights sum to."""
+    rng = np.random.default_rng(samples)
+    r = rng.normal(size=(samples, 2)).astype(dtype)
+    times = rng.integers(0, 5, size=(samples, 2))
+    times[0, 0] = 1
+    repeated = np.sort(np.repeat(np.abs(r.ravel()), times.ravel()))
+    want = 1.4826 * repeated[(len(repeated) - 1) // 2]
+    with jax.enable_x64(True):
+        for weights in (times, times / times.sum()):
+            got = residual_scale(jnp.asarray(r), jnp.asarray(weights, dtype), None)
+            np.testing.assert_allclose(got, want, rtol=1e-6)
+
+
+def test_scale_without_samples_is_infinite():
+    assert residual_scale(jnp.ones((3, 1)), jnp.zeros((3, 1)), None) == np.inf

@@ -102,7 +102,44 @@ def test_a_combination_from_outside_trains():
 
 def test_a_table_takes_a_choice_with_options_of_its_own(monkeypatch):
     monkeypatch.setitem(LOSSES, "pseudo_huber", PseudoHuber)
-    assert resolve(NETWORK, loss="pseudo_huber", tuning=2.0).loss == PseudoHuber()
+    assert resolve(NETWORK, loss="pseudo_huber").loss == PseudoHuber()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tuning": 2.0}, "`tuning` must be left at .* tuning=2.0 with loss='squared'"),
+        (
+            {"tuning": 2.0, "loss": ills.Huber()},
+            "`tuning` must .* Give it to the object that is `loss`",
+        ),
+        ({"margin": 0.1}, "`margin` must be left at .* another `method`"),
+        ({"relaxation": 0.5}, "`relaxation` must be left at its default"),
+        (
+            {"method": "published", "combine": "unit"},
+            "`combine` must be left at .* with method='published'",
+        ),
+        (
+            {"method": "published", "importance": ills.SharedImportance()},
+            "`importance` must be left at",
+        ),
+        (
+            {
+                "method": ills.Weighted(ills.PerLayer(), ills.UnitImportance()),
+                "combine": "parameter",
+            },
+            "`combine` must .* Give it to the object that is `method`",
+        ),
+    ],
+)
+def test_an_option_that_nothing_reads_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        ills.ills(NETWORK, **options)
+
+
+def test_a_traced_option_that_nothing_reads_is_refused_too():
+    with pytest.raises(ValueError, match="`tuning` must be left at its default"):
+        resolve(NETWORK, tuning=jnp.float32(2.0))
 
 
 # Names and objects.

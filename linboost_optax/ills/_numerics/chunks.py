@@ -31,6 +31,12 @@ class Batch(NamedTuple):
         """The same with rows as columns."""
         return Batch(self.inputs.T, self.targets.T, self.weights.T)
 
+    @property
+    def shares(self) -> jax.Array:
+        """What each sample counts, ``[sample]``: its mean weight, with sum 1."""
+        mean = jnp.mean(self.weights, axis=1)
+        return mean / jnp.sum(mean)
+
 
 def sum_over_chunks(
     fn: Callable[[Batch], Any], batch: Batch, chunk_size: int | None, axis_name: Any

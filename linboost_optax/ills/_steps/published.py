@@ -128,7 +128,9 @@ class Published:
             sample = jnp.mean(working.weights, axis=0, keepdims=True)
             outside = (ideal.unclipped != ideal.activations).astype(z.dtype)
             weights = jnp.broadcast_to(sample, z.shape)
-            yield Regression(x, z, ideal.pre_activations - z, weights, outside)
+            change = ideal.pre_activations - z
+            penalty = jnp.zeros((len(x), 1), x.dtype)
+            yield Regression(x, z, change, weights, outside, penalty)
 
     def polishing(self) -> Method:
         """Returns the method itself: it has no other step."""

@@ -20,9 +20,9 @@ _SHARE = 0.2
 def redraw_units(key: jax.Array, network: Network, params: Any, batch: Batch) -> Any:
     """Replaces a fifth of each hidden layer, at least one unit, by random units.
 
-    A unit's use is the spread of its activation times the size of its outgoing
-    weights. New incoming weights are N(0, 1 / fan-in), outgoing weights 0, so that
-    what is left of the network works as before.
+    A unit's use is the spread of its activation, over samples as they count, times the
+    size of its outgoing weights. New incoming weights are N(0, 1 / fan-in), outgoing
+    weights 0, so that what is left of the network works as before.
 
     Args:
       key: a JAX random key.
@@ -35,11 +35,13 @@ def redraw_units(key: jax.Array, network: Network, params: Any, batch: Batch) ->
     """
     matrices = read_matrices(network, params)
     f = forward(network, matrices, batch.inputs.T)
+    shares = batch.shares[:, None]
     new = list(matrices)
     for level, layer in enumerate(network.hidden):
         key, draw = jax.random.split(key)
         width = layer.features_out
-        spread = jnp.std(f.inputs[level + 1][:width], axis=1)
+        units = f.inputs[level + 1][:width]
+        spread = jnp.sqrt((units - units @ shares) ** 2 @ shares)[:, 0]
         size = jnp.linalg.norm(matrices[level + 1][:width], axis=1)
         worst = jnp.argsort(spread * size)[: max(1, int(_SHARE * width))]
         fresh = jax.random.normal(draw, (matrices[level].shape[0], len(worst)))

@@ -19,20 +19,28 @@ class Robust(NamedTuple):
 
 
 def residual_scale(r: jax.Array, weights: jax.Array, axis_name: Any) -> jax.Array:
-    """Returns 1.4826 times the median absolute residual of positive weight.
+    """Returns 1.4826 times the weighted median absolute residual.
+
+    The lower median where there are two, as if each residual stood there as many times
+    as its weight says; what is not finite does not count.
 
     Args:
       r: residuals ``[sample, output]``.
-      weights: broadcasts to ``r``; zero means missing.
+      weights: >= 0, broadcasts to ``r``; zero means missing.
       axis_name: mapped axis over which the samples are spread, or None.
 
     Returns:
       Scalar, the dtype of ``r``; infinity without samples.
     """
-    present = jnp.broadcast_to(weights, r.shape) > 0
+    weights = jnp.broadcast_to(weights, r.shape)
+    present = (weights > 0) & jnp.isfinite(r)
     size = jnp.where(present, jnp.abs(r), jnp.inf).ravel()
+    weights = jnp.where(present, weights, 0).ravel()
     if axis_name is not None:
         size = jax.lax.all_gather(size, axis_name, tiled=True)
-    count = jnp.sum(jnp.isfinite(size))
-    median = jnp.sort(size)[jnp.maximum(count - 1, 0) // 2]
-    return jnp.asarray(1.4826, r.dtype) * median
+        weights = jax.lax.all_gather(weights, axis_name, tiled=True)
+    size, weights = jax.lax.sort((size, weights), num_keys=1)
+    below = jnp.cumsum(weights)
+    # A sum that is half but for rounding is half.
+    half = below[-1] * (0.5 - 16 * jnp.finfo(below.dtype).eps)
+    return jnp.asarray(1.4826, r.dtype) * size[jnp.argmax(below >= half)]

@@ -114,12 +114,18 @@ class Weighted:
         residual = weights * (working.targets - f.out)
         pulls = back_propagate(network, matrices, f, residual)
         for level, (c, pull) in enumerate(zip(importance, pulls, strict=True)):
-            activation = network.layers[level].activation
+            layer = network.layers[level]
+            activation = layer.activation
             z = matrices[level].T @ f.inputs[level]
+            # Right-hand sides are linear in the pull: what scales them scales it.
+            pull = self.importance.scale_rhs(pull.T, jnp.sum(c, axis=1)).T
+            c = jnp.broadcast_to(self.importance.gram_weights(c), z.shape)
             change = jnp.where(c > 0, pull / jnp.where(c > 0, c, 1), 0)
+            penalty = settings.hidden_penalty * kernel_mask(layer, z.dtype)
             wanted = activation.fn(z) + f.slopes[level] * change
             outside = (wanted < activation.low) | (wanted > activation.high)
-            yield Regression(f.inputs[level], z, change, c, outside.astype(z.dtype))
+            outside = outside.astype(z.dtype)
+            yield Regression(f.inputs[level], z, change, c, outside, penalty)
 
     def polishing(self) -> Method:
         """Returns Levenberg-Marquardt over all hidden parameters."""
