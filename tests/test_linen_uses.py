@@ -414,6 +414,36 @@ def test_a_model_called_inside_a_transformation(inner, outer):
     assert not any(isinstance(leaf, jax.core.Tracer) for leaf in [untapped])
 
 
+def test_a_model_compiled_by_flax_is_traced_once():
+    traced = []
+
+    class Inner(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            traced.append(x)
+            return nn.Dense(2, name="layer")(x)
+
+    compiled = nn.jit(Inner)
+
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return compiled(name="inner")(x)
+
+    model = Net()
+    params, taps = initial(model, X), linen.taps(model, X, statistic="gram")
+    step = linen.value_and_grad(
+        lambda p, x: jnp.mean(model.apply({"params": p}, x) ** 2), taps
+    )
+    counts = []
+    for x in (X, 2 * X, 3 * X):
+        _, _, stats = step(params, x)
+        check_gram(stats["inner/layer"], x)
+        counts.append(len(traced))
+    # Looking at the loss beforehand traces it; what is run comes from the cache.
+    assert counts[2] - counts[1] == counts[1] - counts[0] == 1
+
+
 def test_a_loss_that_looks_at_numbers():
     def loss(params, x):
         value = mean_square(params, x)

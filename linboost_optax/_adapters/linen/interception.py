@@ -68,40 +68,35 @@ class _Calls:
         for layer in layers:
             self.shapes[layer.kernel].add(layer.shapes[layer.kernel])
         self.count = 0
-        # Models that are bound are called more than once: what each carries, by the
-        # identity of its variables, which are kept alive with it.
-        self.carries: dict[int, tuple[Any, _Carry]] = {}
 
     @contextmanager
     def carried(self, scope: Any) -> Iterator[None]:
         """Puts what was claimed into the scope of a model that is called."""
-        root = scope if scope is None else scope.root
-        if root is None or root.flags.get(self.leaf, False):
-            # A scope that a lifted transform made inherits flags, as children do.
-            variables = None if root is None else root._variables
-            _, carry = self.carries.get(id(variables), (None, None))
-        else:
-            carry = self._enter(root)
-        if carry is None or carry.active:
+        if scope is None:
+            yield
+            return
+        # Flags are what all scopes of one call inherit: children, those that a lifted
+        # transform makes, and those that a bound model goes on with.
+        root = scope.root
+        if self.leaf not in root.flags:
+            self._enter(root)
+        carry: _Carry = root.flags[self.leaf]
+        if carry.active:
             yield
             return
         with carry.put(self.leaf):
             yield
 
-    def _enter(self, root: Any) -> "_Carry | None":
+    def _enter(self, root: Any) -> None:
         ours = any(str(flag).startswith(LEAF) for flag in root.flags)
-        root.flags = freeze({**root.flags, self.leaf: True})
         params = root._variables.get("params")
-        if not isinstance(params, Mapping):
-            return None
-        carry = _Carry(self._claimed(params))
+        carry = _Carry(self._claimed(params) if isinstance(params, Mapping) else [])
         if carry.payloads:
             tree = params if ours else _copy_dicts(params)
             for path, name, kernel, _ in carry.payloads:
                 descend(tree, path)[name] = kernel
             root._variables["params"] = carry.tree = tree
-        self.carries[id(root._variables)] = (root._variables, carry)
-        return carry
+        root.flags = freeze({**root.flags, self.leaf: carry})
 
     def _claimed(self, params: Mapping) -> list[tuple[Path, str, Any, Any]]:
         kernels = [
@@ -146,6 +141,13 @@ class _Carry:
         self.payloads = payloads
         self.tree: Any = {}
         self.active = False
+
+    # `nn.jit` compares flags to find what it has compiled: payloads are its arguments.
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Carry)
+
+    def __hash__(self) -> int:
+        return hash(_Carry)
 
     @contextmanager
     def put(self, leaf: str) -> Iterator[None]:
