@@ -14,6 +14,8 @@ import jax
 from jax.ad_checkpoint import checkpoint_name
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
+from linboost_optax._sharding import replicated
+
 _PREFIX = "linboost_use:"
 
 
@@ -22,7 +24,7 @@ def mark(key: str, y: jax.Array, x: jax.Array) -> jax.Array:
 
     The number is what a ``vmap`` makes more of; the barrier keeps it alive.
     """
-    one = jax.lax.stop_gradient(x.reshape(-1)[:1])
+    one = replicated(lambda x: x.reshape(-1)[:1], jax.lax.stop_gradient(x))
     y, _ = jax.lax.optimization_barrier((y, checkpoint_name(one, _PREFIX + key)))
     return y
 
