@@ -1,95 +1,123 @@
-"""Data-parallel training is that of one device: statistics, and whole steps."""
+"""Training over a mesh is training on one device: see `tests/sharding`."""
 
+import functools
+import json
 import os
 import subprocess
 import sys
 
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
 import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
-SCRIPT = """
-import flax.linen as nn, jax, jax.numpy as jnp, numpy as np, optax
-from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 import linboost_optax as lbo
-from linboost_optax import linen
+from linboost_optax import _sharding, linen
+from tests.networks import MLP, data, squared_error, train_step
+from tests.sharding.groups import GROUPS
 
-assert jax.device_count() == 2
 
-class MLP(nn.Module):
-    @nn.compact
-    def __call__(self, x):
-        return nn.Dense(2)(jnp.tanh(nn.Dense(4)(x)))
-
-model, x = MLP(), jax.random.normal(jax.random.key(0), (8, 3))
-params = model.init(jax.random.key(1), x)["params"]
-loss = lambda params, x: jnp.sum(model.apply({"params": params}, x) ** 2)
-mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
-sharded_x = jax.device_put(x, NamedSharding(mesh, P("data")))
-
-def same(got, want):
-    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
-
-def over_devices(function, check):
-    return jax.jit(jax.shard_map(
-        function, mesh=mesh, in_specs=(P(), P("data")), out_specs=P(), check_vma=check
-    ))
-
-for statistic in ("moments", "gram", "sketch"):
-    step = linen.value_and_grad(loss, linen.taps(model, x, statistic=statistic))
-    want = step(params, x)
-    same(jax.jit(step)(params, sharded_x), want)
-
-    def by_hand(params, x):
-        return jax.lax.psum(step(params, x), "data")
-
-    def automatic(params, x):  # JAX sums the cotangents of what all devices share
-        loss, grads, stats = step(params, x)
-        return jax.lax.psum(loss, "data"), grads, stats
-
-    for function, check in ((by_hand, False), (automatic, True)):
-        same(over_devices(function, check)(params, x), want)
-print("the same statistics")
-
-for statistic, make in (
-    ("gram", lambda taps: lbo.lnb(0.1, taps, lbo.ConjugateGradient())),
-    ("moments", lambda taps: lbo.lnb(0.1, taps, lbo.IncompleteCholesky())),
-    ("gram", lambda taps: lbo.lnb(0.1, taps, lbo.Cholesky(every=2))),
-    ("sketch", lambda taps: lbo.whiten(optax.adamw(0.01), taps, lbo.Cholesky(every=2))),
-):
-    taps = linen.taps(model, x, statistic=statistic)
-    tx, grad = make(taps), linen.value_and_grad(loss, taps)
-
-    def train(carry, x, collect=grad):
-        new, state = carry
-        value, grads, stats = collect(new, x)
-        updates, state = tx.update(grads, state, new, stats=stats)
-        return optax.apply_updates(new, updates), state
-
-    def of_shards(params, x):
-        value, grads, stats = grad(params, x)
-        return jax.lax.psum(value, "data"), grads, stats
-
-    def by_shards(carry, x):
-        return train(carry, x, of_shards)
-
-    start = (params, tx.init(params))
-    alone, jitted, mapped = start, start, start
-    for _ in range(3):
-        alone = jax.jit(train)(alone, x)
-        jitted = jax.jit(train)(jitted, sharded_x)
-        mapped = over_devices(by_shards, True)(mapped, x)
-    same(jitted[0], alone[0])  # signs of eigenvectors in the states are arbitrary
-    same(mapped[0], alone[0])
-print("the same steps")
-"""
+@functools.cache
+def failures(group):
+    """Returns the traceback of every case that fails, from a process of its own."""
+    env = {
+        **os.environ,
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')}"
+        " --xla_force_host_platform_device_count=4",
+        "JAX_PLATFORMS": "cpu",
+        "JAX_ENABLE_X64": "1",
+        # Devices that wait for each other need threads of their own.
+        "NPROC": "16",
+        "JAX_CPU_ENABLE_ASYNC_DISPATCH": "0",
+    }
+    command = [sys.executable, "-m", "tests.sharding", group]
+    run = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    return json.loads(run.stdout.splitlines()[-1])
 
 
 @pytest.mark.slow
-def test_two_devices():
-    flags = "--xla_force_host_platform_device_count=2"
-    env = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-    run = subprocess.run(
-        [sys.executable, "-c", SCRIPT], env=env, capture_output=True, text=True
-    )
-    assert run.returncode == 0, run.stderr
-    assert run.stdout.split("\n") == ["the same statistics", "the same steps", ""]
+@pytest.mark.parametrize(
+    ("group", "case"), [(group, case) for group in GROUPS for case in GROUPS[group]]
+)
+def test_four_devices_train_as_one(group, case):
+    assert failures(group).get(case) is None
+
+
+# A mesh of one device has the types of a larger one.
+
+
+@pytest.fixture
+def mesh():
+    return jax.make_mesh((1,), ("data",), axis_types=(AxisType.Explicit,))
+
+
+def jaxpr_of_a_step(place=lambda tree, spec: tree):
+    model, batch = MLP(), data()
+    taps = linen.taps(model, batch[0], statistic="sketch")
+    params = place(model.init(jax.random.key(0), batch[0])["params"], P())
+    tx = lbo.lnb(0.1, taps, lbo.Cholesky())
+    step = train_step(squared_error(model), taps, tx)
+    return str(jax.make_jaxpr(step)(params, tx.init(params), place(batch, P("data"))))
+
+
+def test_the_step_of_one_device_is_what_it_is_without_this(monkeypatch):
+    with_it = jaxpr_of_a_step()
+    monkeypatch.setattr(_sharding, "_explicit_mesh", lambda tree: None)
+    assert jaxpr_of_a_step() == with_it
+
+
+def test_an_explicit_mesh_needs_this(mesh, monkeypatch):
+    def place(tree, spec):
+        return jax.device_put(tree, NamedSharding(mesh, spec))
+
+    assert "reshard" in jaxpr_of_a_step(place)
+    monkeypatch.setattr(_sharding, "_explicit_mesh", lambda tree: None)
+    with pytest.raises(Exception, match="ambiguous"):
+        jaxpr_of_a_step(place)
+
+
+@pytest.mark.parametrize("statistic", ["gram", "inputs"])
+@pytest.mark.parametrize("shape_only", [True, False])
+def test_taps_of_sharded_inputs_are_those_of_any(mesh, statistic, shape_only):
+    # Flax refuses tokens that are sharded over an explicit axis; taps need shapes.
+    model, x = nn.Embed(5, 2), jnp.array([1, 4])
+    sharded = jax.device_put(x, NamedSharding(mesh, P("data")))
+    if shape_only:
+        sharded = jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharded.sharding)
+    want = linen.taps(model, x, statistic=statistic)
+    assert linen.taps(model, sharded, statistic=statistic) == want
+    with jax.set_mesh(mesh):
+        assert linen.taps(model, sharded, statistic=statistic) == want
+
+
+def test_taps_of_boxed_parameters_under_a_mesh():
+    kernel = nn.with_partitioning(nn.initializers.lecun_normal(), (None, "data"))
+    model, x = nn.Dense(2, kernel_init=kernel), jnp.ones((8, 3))
+    want = linen.taps(model, x)
+    with jax.set_mesh(jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,))):
+        assert linen.taps(model, x) == want
+
+
+def test_what_is_sharded_like_nothing_is_everywhere(mesh):
+    x = jax.device_put(jnp.ones(4), NamedSharding(mesh, P("data")))
+
+    @jax.jit
+    def step(bias, x):
+        new, total = _sharding.sharded_like(
+            {"x": x, "bias": bias},
+            lambda x, bias: ({"x": 2 * x, "bias": bias + 1}, jnp.sum(x)),
+            x,
+            bias,
+        )
+        assert jax.typeof(new["x"]).sharding.spec == P("data")
+        assert jax.typeof(new["bias"]).sharding.spec == P(None)
+        assert jax.typeof(total).sharding.spec == P()
+        return new, total
+
+    new, total = step(jnp.zeros(2), x)
+    assert new["x"].tolist() == [2, 2, 2, 2]
+    assert new["bias"].tolist() == [1, 1]
+    assert total == 4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -13,6 +14,7 @@ from linboost_optax import _statistics
 from linboost_optax._layer import Affine, Layer
 from linboost_optax._precondition import slots, stats
 from linboost_optax._precondition.slots import Slot
+from linboost_optax._sharding import replicated
 from linboost_optax._solvers.base import Metric, Solves, SolvesFrom
 from linboost_optax._solvers.elimination import where_seen
 from linboost_optax._taps import Taps
@@ -71,7 +73,7 @@ class Preconditioner(Generic[M]):
         """Returns what is needed of the statistics, by state; checks them first."""
         checked = stats.check(values, (each.layer for each in self.members))
         return {
-            key: each.metric.read(checked[each.layer.stats_key])
+            key: replicated(each.metric.read, checked[each.layer.stats_key])
             for key, each in self._by_state().items()
         }
 
@@ -80,7 +82,7 @@ class Preconditioner(Generic[M]):
     ) -> dict[str, Any]:
         """Returns the states after one batch."""
         return {
-            key: each.metric.update(states[key], views[key], step)
+            key: replicated(each.metric.update, states[key], views[key], step)
             for key, each in self._by_state().items()
         }
 
@@ -94,9 +96,8 @@ class Preconditioner(Generic[M]):
         leaves, treedef = jax.tree.flatten(tree)
         mapped = list(leaves)
         for each, slot in zip(self.members, self.slots):
-            affine = slot.get(leaves)
-            state = _as(affine, states[each.state_key])
-            slot.put(mapped, function(each.metric, state, affine))
+            apply = functools.partial(_mapped, function, each.metric)
+            slot.apply(apply, leaves, mapped, states[each.state_key])
         return jax.tree.unflatten(treedef, mapped)
 
     def _by_state(self) -> dict[str, Member[M]]:
@@ -136,17 +137,34 @@ def solve(
     """Returns the preconditioned leaves ``H``, and where the next solve starts."""
     solved, new = list(leaves), {}
     for each, slot in zip(preconditioner.members, preconditioner.slots):
-        g, key = slot.get(leaves), each.layer.key
-        state, view = _as(g, (states[each.state_key], views[each.state_key]))
-        # A layer that saw no sample has no metric of its own in this step.
-        seen = view.count > 0
-        if isinstance(each.metric, SolvesFrom):
-            h = each.metric.solve_from(starts[key], state, view, g)
-            new[key] = where_seen(seen, h, starts[key])
-        else:
-            h = each.metric.solve(state, view, g)
-        slot.put(solved, where_seen(seen, h, g))
+        start = starts.get(each.layer.key)
+        args = (states[each.state_key], views[each.state_key], start)
+        apply = functools.partial(_solved, each.metric)
+        start = slot.apply(apply, leaves, solved, *args)
+        if start is not None:
+            new[each.layer.key] = start
     return solved, new
+
+
+def _solved(
+    metric: Solves | SolvesFrom, g: Affine, state: Any, view: Any, start: Any
+) -> tuple[Affine, Any]:
+    """Returns one layer's ``H``, and where its next solve starts."""
+    state, view = _as(g, (state, view))
+    # A layer that saw no sample has no metric of its own in this step.
+    seen = view.count > 0
+    if isinstance(metric, SolvesFrom):
+        h = metric.solve_from(start, state, view, g)
+        start = where_seen(seen, h, start)
+    else:
+        h = metric.solve(state, view, g)
+    return where_seen(seen, h, g), start
+
+
+def _mapped(
+    function: Callable[[M, Any, Affine], Affine], metric: M, affine: Affine, state: Any
+) -> tuple[Affine, None]:
+    return function(metric, _as(affine, state), affine), None
 
 
 def _as(affine: Affine, tree: _Tree) -> _Tree:

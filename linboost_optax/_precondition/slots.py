@@ -1,6 +1,6 @@
 """Where the tapped layers' arrays are in a tree that is shaped like the parameters."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +9,7 @@ import optax
 
 from linboost_optax import _statistics
 from linboost_optax._layer import Affine, Layer, Path, join
+from linboost_optax._sharding import sharded_like
 from linboost_optax._taps import places
 
 
@@ -26,14 +27,48 @@ class Slot:
     kernel: int
     bias: int | None
 
-    def get(self, leaves: list[jax.Array]) -> Affine:
+    def apply(
+        self,
+        function: Callable[..., tuple[Affine, Any]],
+        leaves: Sequence[jax.Array],
+        out: list[jax.Array],
+        *args: Any,
+    ) -> Any:
+        """Writes what a function makes of the layer's arrays into ``out``.
+
+        They keep their shardings. Only here are they matrices: merging axes of which
+        one is sharded is for the compiler to lay out.
+
+        Args:
+          function: maps the layer's matrices and ``args`` to matrices and a tree.
+          leaves: of a tree that is shaped like the parameters.
+          out: leaves of such a tree, to be written to.
+          *args: trees of arrays that are the same on all devices.
+
+        Returns:
+          The tree.
+        """
+
+        def local(own: dict[int, jax.Array], *args: Any) -> tuple[dict, Any]:
+            affine, rest = function(self.get(own), *args)
+            own = dict(own)
+            self.put(own, affine)
+            return own, rest
+
+        own = {i: leaves[i] for i in (self.kernel, self.bias) if i is not None}
+        new, rest = sharded_like(own, local, own, *args)
+        for i, leaf in new.items():
+            out[i] = leaf
+        return rest
+
+    def get(self, leaves: Mapping[int, jax.Array]) -> Affine:
         """Returns the layer's arrays as matrices, in its statistic's precision."""
         kernel = leaves[self.kernel]
         bias = None if self.bias is None else leaves[self.bias]
         dtype = _statistics.accumulation_dtype(kernel.dtype, self.layer.dtype)
         return self.layer.to_affine(kernel, bias, dtype)
 
-    def put(self, leaves: list[jax.Array], affine: Affine) -> None:
+    def put(self, leaves: dict[int, jax.Array], affine: Affine) -> None:
         """Writes matrices back over the leaves they came from."""
         kernel, bias = self.layer.from_affine(affine)
         leaves[self.kernel] = kernel.astype(leaves[self.kernel].dtype)

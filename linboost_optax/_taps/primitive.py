@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from linboost_optax._layer import Layer
+from linboost_optax._sharding import replicated
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["value"], meta_fields=["layer"])
@@ -38,7 +39,10 @@ def _emit_fwd(layer, sees_output, y, x, t):
 
 
 def _emit_bwd(layer, sees_output, x, g):
-    return g, None, layer.statistic.measure(layer, x, g if sees_output else None)
+    def measure(x, g):
+        return layer.statistic.measure(layer, x, g)
+
+    return g, None, replicated(measure, x, g if sees_output else None)
 
 
 _emit.defvjp(_emit_fwd, _emit_bwd)
@@ -70,7 +74,7 @@ def _vary_like(x: jax.Array, value: Any) -> Any:
     """
     if x.size == 0 or not jax.sharding.get_abstract_mesh().manual_axes:
         return value
-    one = x.reshape(-1)[0]
+    one = replicated(lambda x: x.reshape(-1)[0], x)
     return jax.tree.map(lambda leaf: jnp.where(one == one, leaf, leaf), value)
 
 

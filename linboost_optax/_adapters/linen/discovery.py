@@ -23,6 +23,7 @@ from linboost_optax._adapters.linen.interception import (
 from linboost_optax._adapters.linen.registry import Entry
 from linboost_optax._kinds import Kind
 from linboost_optax._layer import Layer, Path, join
+from linboost_optax._sharding import unsharded
 from linboost_optax._statistics import Rule, Statistic
 from linboost_optax._statistics.base import accumulation_dtype
 from linboost_optax._taps import Plain, Tap, Taps
@@ -165,7 +166,7 @@ def abstract(
         isinstance(leaf, jax.ShapeDtypeStruct) or hasattr(leaf, "__array__")
         for leaf in flat
     ]
-    arrays = [leaf for leaf, yes in zip(flat, is_array) if yes]
+    arrays = [unsharded(leaf) for leaf, yes in zip(flat, is_array) if yes]
 
     def of_arrays(first: Any, arrays: list[Any]) -> Any:
         values = iter(arrays)
@@ -214,7 +215,8 @@ def trace_call(
 def with_stack(layer: Layer, params: Mapping) -> Layer:
     """Returns the layer with its stacked axes, read off the parameter tree."""
     branch = descend(params, layer.path)
-    shape = tuple(flax_meta.unbox(branch[layer.kernel]).shape)
+    # Abstract: under a mesh, a box constrains the sharding of the array it holds.
+    shape = jax.eval_shape(flax_meta.unbox, branch[layer.kernel]).shape
     own = layer.kind.kernel_shape
     stack = shape[: len(shape) - len(own)]
     stacked = replace(layer, stack=stack)
@@ -234,7 +236,7 @@ def plain(
 ) -> tuple[Plain, ...]:
     """Lists the parameters that no tap covers, with reasons."""
     tapped = {(*layer.path, name) for layer in layers for name in layer.shapes}
-    untapped = without_leaves(flax_meta.unbox(params))
+    untapped = jax.eval_shape(flax_meta.unbox, without_leaves(params))
     result = []
     for keys, leaf in jax.tree.leaves_with_path(untapped):
         path = tuple(str(getattr(key, "key", key)) for key in keys)

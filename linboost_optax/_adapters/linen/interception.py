@@ -15,8 +15,8 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from flax.core import freeze
-from flax.core import meta as flax_meta
 
 from linboost_optax._adapters.linen import registry
 from linboost_optax._kinds import Kind
@@ -64,9 +64,9 @@ class _Calls:
 
     def __init__(self, layers: Iterable[Layer], claim: Claim, leaf: str):
         self.claim, self.leaf = claim, leaf
-        self.shapes: defaultdict[str, set[tuple[int, ...]]] = defaultdict(set)
+        self.shapes: defaultdict[str, list[list[tuple[int, ...]]]] = defaultdict(list)
         for layer in layers:
-            self.shapes[layer.kernel].add(layer.shapes[layer.kernel])
+            self.shapes[layer.kernel].append([layer.shapes[layer.kernel]])
         self.count = 0
 
     @contextmanager
@@ -103,7 +103,8 @@ class _Calls:
             (path, name, kernel)
             for path, branch in _branches(params)
             for name, kernel in branch.items()
-            if tuple(getattr(flax_meta.unbox(kernel), "shape", (-1,)))
+            # Not `meta.unbox`: it constrains the sharding of what is in the box.
+            if [jnp.shape(leaf) for leaf in jax.tree.leaves(kernel)]
             in self.shapes.get(name, ())
         ]
         if not kernels:

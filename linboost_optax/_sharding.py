@@ -1,0 +1,75 @@
+"""Arrays that are sharded over a mesh of ``Explicit`` axes.
+
+Their sharding is part of their type, and JAX refuses what it cannot type: a reshape
+that merges a sharded axis, a product over one. Statistics and solvers are full of
+both. They run with these axes as ``Auto`` ones, where the compiler lays out what is in
+between, and say only what comes out. Without such a mesh nothing here does anything.
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
+
+_Out = TypeVar("_Out")
+
+
+def replicated(function: Callable[..., _Out], *args: Any) -> _Out:
+    """Returns ``function(*args)``, the same on every device of an explicit mesh."""
+    mesh = _explicit_mesh(args)
+    if mesh is None:
+        return function(*args)
+    return _automatic(function, mesh, NamedSharding(mesh, PartitionSpec()), args)
+
+
+def sharded_like(
+    like: Any, function: Callable[..., tuple[Any, _Out]], *args: Any
+) -> tuple[Any, _Out]:
+    """Returns ``function(*args)``, a pair, its first part sharded as ``like``.
+
+    Args:
+      like: a tree of arrays.
+      function: returns a tree of arrays like these, and another tree, which will be the
+        same on every device.
+      *args: its arguments.
+    """
+    mesh = _explicit_mesh((like, args))
+    if mesh is None:
+        return function(*args)
+    everywhere = NamedSharding(mesh, PartitionSpec())
+
+    def sharding_of(leaf: jax.Array) -> NamedSharding:
+        own = jax.typeof(leaf).sharding
+        return everywhere if own.mesh.empty else NamedSharding(mesh, own.spec)
+
+    out = (jax.tree.map(sharding_of, like), everywhere)
+    return _automatic(function, mesh, out, args)
+
+
+def unsharded(x: Any) -> Any:
+    """Returns an array's shape where it is sharded over explicit axes, else ``x``."""
+    if not isinstance(x, jax.Array | jax.ShapeDtypeStruct):
+        return x
+    kind = jax.typeof(x)
+    if not kind.sharding.mesh.explicit_axes:
+        return x
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=kind.weak_type)
+
+
+def _automatic(
+    function: Callable[..., _Out], mesh: AbstractMesh, out: Any, args: tuple
+) -> _Out:
+    automatic: Any = jax.sharding.auto_axes(
+        function, axes=mesh.explicit_axes, out_sharding=out
+    )
+    return automatic(*args)
+
+
+def _explicit_mesh(tree: Any) -> AbstractMesh | None:
+    """Returns the mesh that arrays are sharded over, if it has explicit axes."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:  # arrays may bring theirs into `jit`
+        types = (jax.typeof(leaf).sharding for leaf in jax.tree.leaves(tree))
+        mesh = next((each.mesh for each in types if not each.mesh.empty), mesh)
+    return mesh if mesh.explicit_axes else None

@@ -1,0 +1,118 @@
+"""The cases, in groups of which each is one process."""
+
+import itertools
+
+from tests.sharding.by_hand import Mapped, Pmapped
+from tests.sharding.cases import OPTIMIZERS, STATISTICS, Case
+from tests.sharding.compiled import OnlySums
+from tests.sharding.losses import LOSSES, ByHand, EachExample, Shared
+
+# What a solver refuses whatever the mesh is: see `tests/test_solvers.py`.
+_REFUSED = {
+    *(("cg", each) for each in STATISTICS if each not in ("gram", "inputs")),
+    ("whiten", "inputs"),
+}
+_LAYOUTS = {
+    # On explicit axes Flax itself refuses other layouts of these layers.
+    "explicit": {
+        "dense": ("fsdp", "output"),
+        "dense 3-d": ("replicated", "fsdp", "bias"),
+        "several axes": ("replicated", "output"),
+        "batch axes": ("fsdp", "output"),
+        "conv": ("replicated",),
+        "stack": ("replicated",),
+    },
+    "wrapped": {
+        "dense": ("both",),
+        "several axes": ("fsdp", "both"),
+        "batch axes": ("both",),
+        "conv": ("fsdp", "output", "both"),
+        "embed": ("input", "output", "both"),
+        "stack": ("stack", "both"),
+    },
+    "auto": {
+        "dense": ("input",),
+        "dense 3-d": ("output", "both"),
+        "several axes": ("both",),
+        "batch axes": ("both",),
+        "conv": ("both",),
+        "embed": ("both",),
+        "stack": ("stack",),
+        "boxed": ("output",),
+    },
+    "arrays": {
+        "dense": ("fsdp",),
+        "dense 3-d": ("output",),
+        "conv": ("replicated",),
+        "boxed": ("output",),
+    },
+    "eager": {"dense": ("fsdp",), "dense 3-d": ("output",)},
+}
+_layouts = [
+    Case(model, layout, mode)
+    for mode, models in _LAYOUTS.items()
+    for model, layouts in models.items()
+    for layout in layouts
+]
+# The gradient of a grouped kernel is XLA's own mistake where the batch is sharded.
+_layouts += [
+    Case("grouped conv", "output", mode, batch=None) for mode in ("wrapped", "auto")
+]
+_statistics = [
+    Case("dense 3-d", "output", "explicit", statistic, optimizer)
+    for statistic, optimizer in itertools.product(STATISTICS, OPTIMIZERS)
+    if (optimizer, statistic) not in _REFUSED
+]
+_statistics += [
+    Case(model, layout, "wrapped", statistic, optimizer)
+    for model, layout in (("conv", "both"), ("embed", "both"), ("stack", "stack"))
+    for statistic, optimizer in (
+        ("gram of some rows", "whiten"),
+        ("sketch", "whiten"),
+        ("moments", "incomplete"),
+        ("inputs", "cg"),
+    )
+]
+_by_hand = [
+    *(
+        Mapped("dense", "replicated", "manual", what, check)
+        for what in ("step", "loss")
+        for check in (True, False)
+    ),
+    *(
+        Mapped("dense 3-d", "output", rest, what, True)
+        for what in ("step", "loss")
+        for rest in ("auto", "explicit")
+    ),
+    Mapped("grouped conv", "replicated", "manual", "step", True),
+    Mapped("dense", "replicated", "manual", "step", True, "gram", "cg"),
+    Mapped("dense", "replicated", "manual", "step", True, "sketch", "whiten"),
+    Mapped("dense", "replicated", "manual", "step", True, "moments", "incomplete"),
+    *(Pmapped(model, "gram") for model in ("dense", "grouped conv", "embed")),
+]
+_losses = [
+    *(Shared(loss, Case("dense 3-d", "output", "explicit")) for loss in LOSSES),
+    *(Shared(loss, Case("dense", "fsdp", "arrays")) for loss in LOSSES),
+    EachExample(Case("dense 3-d", "output", "explicit")),
+    *(ByHand(mode) for mode in ("explicit", "arrays", "auto")),
+]
+_compiled = [
+    OnlySums(mode, statistic, optimizer)
+    for mode in ("explicit", "auto")
+    for statistic, optimizer in (
+        ("gram", "cholesky"),
+        ("gram", "whiten"),
+        ("sketch", "cholesky"),
+        ("moments", "incomplete"),
+    )
+]
+GROUPS = {
+    group: {str(case): case for case in cases}
+    for group, cases in {
+        "layouts": _layouts,
+        "statistics": _statistics,
+        "by hand": _by_hand,
+        "losses": _losses,
+        "compiled": _compiled,
+    }.items()
+}
