@@ -37,7 +37,7 @@ def test_what_is_not_finite_is_not_survived(final):
 
 def test_tables_show_what_was_not_survived():
     good = {"survived": True, "sound": True, "ratio": 0.5}
-    cells: dict = {name: good for name in training.COMPETITORS}
+    cells: dict = dict.fromkeys(training.COMPETITORS, good)
     cells["lnb"] = {"survived": False, "sound": True, "ratio": 3.0}
     table = faults.describe(
         {"task": "features", "rows": [{"label": "all zero", "cells": cells}]}
