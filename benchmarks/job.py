@@ -27,7 +27,9 @@ class Job:
 
     `run(task, options)` measures and returns a result that JSON can hold, with a
     "title"; `table(result)` is its Markdown; `figure(result, path)` draws it;
-    `across(results)` is the Markdown of all tasks together, for the report.
+    `across(results)` is the Markdown of all tasks together, for the report. With a
+    `guide` it has a file of that name in `docs/` instead of a section of the report,
+    which begins with its `preface`.
     """
 
     name: str
@@ -43,3 +45,5 @@ class Job:
     optimizers: tuple[str, ...] = ()  # its competitors by default, if one may choose
     all_optimizers: tuple[str, ...] = ()
     seeds: int | None = None  # how many by default; None: it has no seeds
+    guide: str | None = None
+    preface: str = ""

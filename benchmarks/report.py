@@ -1,4 +1,4 @@
-"""RESULTS.md: every table of every job, from the JSON files that the jobs wrote."""
+"""RESULTS.md and guides: every table of every job, from the JSON that jobs wrote."""
 
 from __future__ import annotations
 
@@ -32,9 +32,12 @@ Every optimizer has its learning rate tuned on the first seed, on a grid over a 
 
 
 def write(folder: Path) -> Path:
-    """Make the report beside the folder of the JSON files."""
-    path = path_for(folder)
-    path.write_text(render(results.read_all(folder)))
+    """Make the report beside the folder of the JSON files, and the guides."""
+    path, found = path_for(folder), results.read_all(folder)
+    path.write_text(render(found))
+    for name, text in guides(found).items():
+        if docs_for(folder).is_dir():  # there are none beside other folders
+            (docs_for(folder) / name).write_text(text)
     return path
 
 
@@ -43,10 +46,37 @@ def path_for(folder: Path) -> Path:
     return folder.parent / "RESULTS.md"
 
 
+def docs_for(folder: Path) -> Path:
+    """Where the guides of a folder are."""
+    return folder.parent.parent / "docs"
+
+
 def render(found: Results) -> str:
     """The whole report."""
-    sections = [section(job, found.get(name, {})) for name, job in JOBS.items()]
+    jobs = [job for job in JOBS.values() if job.guide is None]
+    sections = [section(job, found.get(job.name, {})) for job in jobs]
     return "\n".join([INTRODUCTION, *sections])
+
+
+def guides(found: Results) -> dict[str, str]:
+    """The text of every guide whose job was run, by its file's name."""
+    return {
+        job.guide: guide(job, found[name])
+        for name, job in JOBS.items()
+        if job.guide is not None and name in found
+    }
+
+
+def guide(job: Job, found: dict[str, Result]) -> str:
+    """A file of its own: what a section has, after a preface."""
+    made = (
+        f"Tables are made by `python -m benchmarks report` from the JSON of `python -m "
+        f"benchmarks {job.name}`; a test holds them to it, so change neither by hand."
+    )
+    text = section(job, found).replace("## ", "# ", 1)
+    text = text.replace("\n### ", "\n## ")
+    heading, _, rest = text.partition("\n\n")
+    return "\n\n".join([heading, job.preface.strip(), f"{made}\n\n{rest}"])
 
 
 def readme_table(found: Results) -> str:

@@ -200,6 +200,46 @@ def test_cholesky_coordinates_have_white_inputs():
         np.testing.assert_allclose(white.w.mean(axis=2), 0, atol=EXACT)
 
 
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize("factor", [1e3, 1e6, 1e15])
+@pytest.mark.parametrize(("statistic", "tolerance"), [("gram", 1e-4), ("inputs", 0.05)])
+def test_a_feature_of_another_unit_does_not_hide_the_others(
+    statistic, tolerance, factor, biased
+):
+    """Compared where every feature has the same scale, that is as outputs.
+
+    Products with raw inputs are subtracted from each other, which leaves less.
+    """
+    scales = np.r_[factor, np.ones(FEATURES - 1)]
+    x = np.asarray(make_inputs(dtype=jnp.float32), np.float64) * scales
+    delta = np.random.default_rng(0).normal(size=(BLOCKS, ROWS, OUTPUTS))
+    x = np.asarray(x, np.float32)
+    w = np.einsum("knd,kno->kdo", x, delta, dtype=np.float64) / ROWS
+    g = Affine(np.asarray(w, np.float32), None)
+    if biased:
+        g = g._replace(b=np.asarray(delta.mean(axis=1), np.float32))
+    layer = make_layer(statistic, dtype="float32")
+    h, _ = run(lbo.Cholesky(ridge=0.03), layer, jnp.asarray(x), g)
+    want = oracle(x.astype(np.float64), g, 0.03)
+    scaled = scales[:, None]
+    got, want = np.asarray(h.w, np.float64) * scaled, want.w * scaled
+    assert np.linalg.norm(got - want) < tolerance * np.linalg.norm(want)
+
+
+@pytest.mark.parametrize("factor", [1e4, 1e15])
+def test_a_sketch_knows_the_variances_of_features_of_any_scale(factor):
+    scales = np.r_[factor, np.ones(FEATURES - 1)]
+    x = np.random.default_rng(0).normal(size=(BLOCKS, 4000, FEATURES)) * scales
+    x = jnp.asarray(x, jnp.float32)
+    layer = make_layer(Sketch(FEATURES), rows=4000, dtype="float32")
+    g = make_gradient(dtype=jnp.float32)
+    h, _ = run(lbo.Cholesky(ridge=0.03), layer, x, g)
+    want = oracle(x, g, 0.03)
+    # Of independent features the variances are all there is, but for the sample's.
+    got, want = np.asarray(h.w)[:, 1:], want.w[:, 1:]
+    assert np.linalg.norm(got - want) < 0.1 * np.linalg.norm(want)
+
+
 def test_a_state_has_one_meaning():
     """An inverse and a root have the same shape and are not taken for each other."""
     layer, g = make_layer(dtype="float32"), make_gradient(dtype=jnp.float32)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from benchmarks.job import Job
 from benchmarks.jobs import (
     defaults,
+    faults,
     ills,
     ills_memory,
     ills_recovery,
@@ -26,5 +27,6 @@ JOBS: dict[str, Job] = {
         ills.JOB,
         ills_recovery.JOB,
         ills_memory.JOB,
+        faults.JOB,
     )
 }

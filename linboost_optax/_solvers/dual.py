@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from linboost_optax._layer import Affine, Layer
-from linboost_optax._solvers.elimination import center, uncenter
+from linboost_optax._solvers.elimination import center, columns, uncenter
 from linboost_optax._statistics.inputs import BlockRows, Inputs
 
 
@@ -16,10 +16,11 @@ class Dual:
     r"""``Cholesky`` on the current inputs, with fewer samples than features.
 
     .. math::
-      (X^T X / n + \gamma I)^{-1} V
-      = \big(V - X^T (X X^T + n \gamma I)^{-1} X V\big) / \gamma
+      (X^T X / n + \Gamma)^{-1} V
+      = \Gamma^{-1} \big(V - X^T (X \Gamma^{-1} X^T + n I)^{-1} X \Gamma^{-1} V\big)
 
-    with centred inputs :math:`X`, so that only an n x n matrix is factored.
+    with centred inputs :math:`X`, so that only an n x n matrix is factored. Diagonal
+    :math:`\Gamma` is the ridge and every feature's own rounding error.
     """
 
     ridge: float
@@ -43,10 +44,16 @@ class Dual:
         mean = jnp.mean(x, axis=1)
         if g.b is not None:
             x = x - mean[:, None, :]
+        # The subtraction below leaves noise of a part of each feature's variance, and
+        # centring leaves some units in the last place of its mean.
+        eps = jnp.finfo(x.dtype).eps
+        rounding = rows * eps * jnp.mean(x**2, axis=1) + (32 * eps * mean) ** 2
+        damping = self.ridge + rounding
         v = center(g, mean)
-        kernel = jnp.einsum("knd,kmd->knm", x, x)
-        kernel = kernel + rows * self.ridge * jnp.eye(rows, dtype=x.dtype)[None]
-        inner = jnp.einsum("knd,kdo->kno", x, v)
+        scaled = x / damping[:, None, :]
+        kernel = jnp.einsum("knd,kmd->knm", scaled, x)
+        kernel = kernel + rows * jnp.eye(rows, dtype=x.dtype)[None]
+        inner = jnp.einsum("knd,kdo->kno", scaled, v)
         inner = jax.scipy.linalg.cho_solve((jnp.linalg.cholesky(kernel), True), inner)
-        w = (v - jnp.einsum("knd,kno->kdo", x, inner)) / self.ridge
+        w = v / columns(damping) - jnp.einsum("knd,kno->kdo", scaled, inner)
         return uncenter(w, g.b, mean)

@@ -120,14 +120,16 @@ def _root(
     """Returns the mean and the inverse of the Cholesky factor of the metric."""
     mean, outer = averages
     info = jnp.finfo(outer.dtype)
-    largest = jnp.max(jnp.diagonal(outer, axis1=1, axis2=2), axis=1)
-    rounding = outer.shape[-1] * info.eps * largest + info.tiny
+    # Of every feature its own: a column a thousand times the others' would hide them.
+    rounding = outer.shape[-1] * info.eps * jnp.diagonal(outer, axis1=1, axis2=2)
+    if ridge == 0:  # features that were never there have no scale but the others'
+        rounding = rounding + jnp.max(rounding, axis=1, keepdims=True)
     if biased:
         outer = outer - mean[:, :, None] * mean[:, None, :]
     identity = jnp.broadcast_to(
         jnp.eye(outer.shape[-1], dtype=outer.dtype), outer.shape
     )
-    damping = (ridge + rounding)[:, None, None] * identity
+    damping = (ridge + rounding + info.tiny)[:, None, :] * identity
     return mean, jax.lax.linalg.triangular_solve(
         jnp.linalg.cholesky(outer + damping), identity, left_side=True, lower=True
     )

@@ -121,7 +121,7 @@ class ArrowMetric:
             metric = metric + mean**2
         # Inputs that never vary would divide rounding errors by zero.
         info = jnp.finfo(metric.dtype)
-        floor = info.eps * jnp.mean(mean_sq, axis=1, keepdims=True) + info.tiny
+        floor = 16 * info.eps * jnp.mean(mean_sq, axis=1, keepdims=True) + info.tiny
         return mean, jnp.maximum(metric, floor)
 
     def solve(self, state: MomentsState, view: Any, g: Affine) -> Affine:

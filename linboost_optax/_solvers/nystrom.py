@@ -108,8 +108,10 @@ class Nystrom:
         rest = jnp.maximum(variance - jnp.sum(low**2, axis=2), 0)
         # Powers are applied as differences: beyond this they would lose their sign.
         info = jnp.finfo(mean_sq.dtype)
-        rounding = 16 * info.eps * jnp.sum(mean_sq, axis=1) + info.tiny
-        scale = jnp.sqrt(rest + self.ridge + rounding[:, None])
+        rounding = 16 * features * info.eps * mean_sq
+        if self.ridge == 0:  # features never seen have no scale but the others'
+            rounding = rounding + jnp.max(rounding, axis=1, keepdims=True)
+        scale = jnp.sqrt(rest + self.ridge + rounding + info.tiny)
 
         low = low / columns(scale)
         inner = jnp.einsum("kdr,kds->krs", low, low, precision=_HIGH)

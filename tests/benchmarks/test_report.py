@@ -34,11 +34,31 @@ def test_committed_results_are_rounded_and_of_jobs_and_tasks_that_exist():
 
 
 def test_a_report_changes_with_its_results(committed):
-    job, found = next(iter(committed.items()))
-    changed = copy.deepcopy(committed)
-    next(iter(changed[job].values()))["title"] = "Something else"
-    assert report.render(changed) != report.render(committed)
-    assert found
+    for job, made in (("whiten", report.render), ("faults", report.guides)):
+        changed = copy.deepcopy(committed)
+        next(iter(changed[job].values()))["title"] = "Something else"
+        assert made(changed) != made(committed)
+
+
+def test_guides_are_what_report_makes_of_the_json(committed):
+    guides = report.guides(committed)
+    assert list(guides) == ["faults.md"]
+    for name, text in guides.items():
+        assert (report.docs_for(COMMITTED) / name).read_text() == text
+        assert JOBS["faults"].title not in report.render(committed)
+
+
+def test_guides_are_written_beside_the_benchmarks_alone(tmp_path, committed):
+    folder = tmp_path / "benchmarks" / "results"
+    for task, result in committed["faults"].items():
+        results.write(folder / f"faults-{task}.json", result)
+    driver.main(["report", "--results", str(folder)])
+    assert not report.docs_for(folder).exists()
+    report.docs_for(folder).mkdir()
+    driver.main(["report", "--results", str(folder)])
+    text = (report.docs_for(folder) / "faults.md").read_text()
+    assert text == report.guide(JOBS["faults"], committed["faults"])
+    assert text.startswith("# Faults, and what survives them\n\nA step whose")
 
 
 @pytest.fixture
