@@ -51,7 +51,7 @@ class Case:
         of automatic axes on an explicit mesh, as Flax refuses some layouts otherwise.
       statistic: a key of `STATISTICS`.
       optimizer: a key of `OPTIMIZERS`.
-      batch: mesh axis that the batch is sharded over.
+      batch: mesh axis, or axes, that the batch is sharded over.
     """
 
     model: str
@@ -59,7 +59,7 @@ class Case:
     mode: str
     statistic: str = "gram"
     optimizer: str = "cholesky"
-    batch: str | None = "data"
+    batch: str | tuple[str, ...] | None = "data"
 
     def __str__(self):
         return "; ".join(str(value) for value in vars(self).values())
