@@ -1,5 +1,6 @@
 """Layer-wise least-squares optimizers for JAX."""
 
+import importlib
 from typing import Any
 
 from linboost_optax import extend, ills
@@ -38,4 +39,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name in ("linen", "nnx", "sklearn"):  # on first use: `sklearn` is an extra
+        return importlib.import_module(f"linboost_optax.{name}")
     return _forward(name)

@@ -73,3 +73,20 @@ def _explicit_mesh(tree: Any) -> AbstractMesh | None:
         types = (jax.typeof(leaf).sharding for leaf in jax.tree.leaves(tree))
         mesh = next((each.mesh for each in types if not each.mesh.empty), mesh)
     return mesh if mesh.explicit_axes else None
+
+
+def here(tree: _Out) -> _Out:
+    """Returns arrays that are closed over as arrays of the mesh in this place.
+
+    A function may run with other types of axes than what calls it (``auto_axes``), and
+    JAX translates its arguments alone.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+
+    def translated(leaf: jax.Array) -> jax.Array:
+        own = jax.typeof(leaf).sharding.mesh
+        if mesh.empty or own.empty or own == mesh:
+            return leaf
+        return jax.sharding.reshard(leaf, PartitionSpec())
+
+    return jax.tree.map(translated, tree)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, ParamSpec, TypeAlias, TypeVar, overload
 
 import flax.linen as nn
 import jax
 
 from linboost_optax import _statistics
-from linboost_optax._adapters.linen import discovery, interception
+from linboost_optax._adapters.linen import discovery, interception, mistakes
 from linboost_optax._adapters.linen.registry import register
 from linboost_optax._statistics import Rule
 from linboost_optax._taps import Taps, check_taps, collect, flow
@@ -69,19 +69,15 @@ def taps(
     References:
       Munoz (2025), arXiv:2502.01131.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(
-            f"`model` must be a flax.linen.Module, got {type(model).__name__}. Call "
-            "`linen.taps(model, x)` with the arguments of the model's own call."
-        )
+    mistakes.check_model(model)
     asked = _statistics.resolve(statistic)
     rngs = kwargs.pop("rngs", None)
     rngs = jax.random.key(0) if rngs is None else rngs
     found = discovery.LayerFinder(asked)
     try:
         variables = discovery.trace_init(model, found, rngs, args, kwargs)
-    except TypeError as error:
-        _explain_moved(kwargs, error)
+    except Exception as error:
+        mistakes.explain(model, args, kwargs, error)
         raise
     params = variables.get("params", {})
     layers = discovery.own(found, params)
@@ -112,14 +108,30 @@ def taps(
 _OUTSIDE = "its kernel is also multiplied outside of its own call, by `{}`"
 
 
-def _explain_moved(kwargs: Mapping[str, Any], error: TypeError) -> None:
-    """Raises if the model's call was given what is an option of the statistic."""
-    for name in ("max_samples", "rank"):
-        if name in kwargs and name in str(error):
-            raise TypeError(
-                f"`{name}` is an option of the statistic, not of the model's call. "
-                f"Pass e.g. `statistic=lbo.Auto({name}={kwargs[name]!r})`."
-            ) from error
+_P = ParamSpec("_P")
+_Loss = TypeVar("_Loss")
+_Aux = TypeVar("_Aux")
+_Stats: TypeAlias = dict[str, Any]
+
+
+@overload
+def value_and_grad(
+    loss_fn: Callable[_P, _Loss],
+    taps: Taps,
+    has_aux: Literal[False] = False,
+    *,
+    allow_unconnected: bool = False,
+) -> Callable[_P, tuple[_Loss, Any, _Stats]]: ...
+
+
+@overload
+def value_and_grad(
+    loss_fn: Callable[_P, tuple[_Loss, _Aux]],
+    taps: Taps,
+    has_aux: Literal[True],
+    *,
+    allow_unconnected: bool = False,
+) -> Callable[_P, tuple[tuple[_Loss, _Aux], Any, _Stats]]: ...
 
 
 def value_and_grad(
@@ -128,6 +140,7 @@ def value_and_grad(
     has_aux: bool = False,
     *,
     allow_unconnected: bool = False,
+    **unknown: Any,
 ) -> Callable[..., Any]:
     """Differentiates a loss and collects every tapped layer's input statistics.
 
@@ -144,16 +157,20 @@ def value_and_grad(
       has_aux: whether ``loss_fn`` returns auxiliary data; default False.
       allow_unconnected: whether the loss may leave tapped layers out; their
         statistics are then zero and their gradients pass through. Default False.
+      **unknown: arguments of ``jax.value_and_grad`` that this function lacks, to say
+        so.
 
     Returns:
       A function with the arguments of ``loss_fn`` that returns ``(loss, grads,
       stats)``, or ``((loss, aux), grads, stats)``; ``stats`` maps layer to statistic.
 
     Raises:
-      TypeError: if ``taps`` is not a ``Taps``; when called, if the loss
+      TypeError: if ``taps`` is not a ``Taps``, ``loss_fn`` is not callable, or an
+        argument is of ``jax.value_and_grad`` alone; when called, if the loss
         differentiates the network in forward mode.
-      ValueError: when called, if the taps belong to another model, if a tapped
-        layer did not reach the loss, or if a layer with raw inputs is used twice.
+      ValueError: when called, if the taps belong to another model, if a tapped layer
+        did not reach the loss, if its kernel is used outside of its call, or if a layer
+        with raw inputs is used twice.
 
     Example:
       >>> import flax.linen as nn, jax, jax.numpy as jnp
@@ -170,6 +187,18 @@ def value_and_grad(
       Munoz (2025), arXiv:2502.01131.
     """
     check_taps(taps)
+    if not callable(loss_fn):
+        raise TypeError(
+            f"`loss_fn` must be callable, got {type(loss_fn).__name__}. Pass the "
+            "function, and call the result: `value_and_grad(loss_fn, taps)(params, x)`."
+        )
+    if unknown:
+        name = next(iter(unknown))
+        raise TypeError(
+            f"`{name}` is no argument of `linen.value_and_grad`, which differentiates "
+            "with respect to the first argument of `loss_fn` and to nothing else. Put "
+            "the parameters first; `functools.partial` or a lambda reorders the rest."
+        )
     return collect.value_and_grad(
         interception, loss_fn, taps, has_aux, allow_unconnected
     )

@@ -142,9 +142,17 @@ def _find(layer: Layer, name: str, index: Mapping[Path, Any]) -> Any:
 
 
 def _check_shape(layer: Layer, name: str, want: tuple[int, ...], leaf) -> None:
-    if tuple(leaf.shape) != want:
+    if tuple(leaf.shape) == want:
+        return
+    if tuple(leaf.shape) == want[::-1]:
         raise ValueError(
-            f"`taps` has layer '{layer}' with {name} of shape {want}, the "
-            f"parameters have {tuple(leaf.shape)}: these taps belong to another model. "
-            "Make them from the model whose parameters are trained."
+            f"`taps` has layer '{layer}' with {name} of shape {want}, the parameters "
+            f"have it transposed, {tuple(leaf.shape)}. Kernels are (in, out): hold it "
+            "so and transpose it where it is used, or describe the layer by an "
+            "`extend.Kind` of your own whose `to_matrix` transposes."
         )
+    raise ValueError(
+        f"`taps` has layer '{layer}' with {name} of shape {want}, the parameters have "
+        f"{tuple(leaf.shape)}: these taps belong to another model. Make them from the "
+        "model whose parameters are trained."
+    )

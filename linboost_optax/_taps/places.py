@@ -21,18 +21,22 @@ def index(entries: list[tuple[Any, Any]]) -> dict[Path, Any]:
       entries: pairs of a key path and what is there.
 
     Returns:
-      By path, and by the path without the levels ``params`` of Flax's variables, which
-      come in as they are or inside a dictionary of several models.
+      By path; by the path without the levels ``params`` of Flax's variables, which
+      come in as they are or inside a dictionary of several models; and by the path with
+      names cut at slashes (Haiku's ``mlp/~/linear_0``). An exact path comes first.
     """
     found: dict[Path, Any] = {}
     shorter: dict[Path, Any] = {}
+    pieces: dict[Path, Any] = {}
     for path, value in entries:
         names = tuple(name_of(entry) for entry in path)
         for end in range(len(names), -1, -1):
             found.setdefault(names[:end], value)
             bare = tuple(name for name in names[:end] if name != "params")
             shorter.setdefault(bare, value)
-    return {**shorter, **found}
+            cut = tuple(part for name in bare for part in name.split("/"))
+            pieces.setdefault(cut, value)
+    return {**pieces, **shorter, **found}
 
 
 def find(layer: Layer, name: str, where: Mapping[Path, Any]) -> Any:

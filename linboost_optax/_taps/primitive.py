@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from linboost_optax._layer import Layer
-from linboost_optax._sharding import replicated
+from linboost_optax._sharding import here, replicated
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["value"], meta_fields=["layer"])
@@ -63,17 +63,24 @@ def emit(t: Tap, y: jax.Array, x: jax.Array) -> jax.Array:
     Returns:
       ``y``, unchanged.
     """
-    return _emit(t.layer, True, y, jax.lax.stop_gradient(x), _vary_like(x, t.value))
+    return _emit(t.layer, True, y, jax.lax.stop_gradient(x), _vary_like(t, x))
 
 
-def _vary_like(x: jax.Array, value: Any) -> Any:
-    """Returns ``value``, summed over devices where ``x`` is sharded by hand.
+def _vary_like(t: Tap, x: jax.Array) -> Any:
+    """Returns the tap's value, summed over devices where ``x`` is sharded by hand.
 
-    Inside ``jax.shard_map`` inputs differ from device to device and ``value`` does not.
+    Inside ``jax.shard_map`` inputs differ from device to device and the tap does not.
     A select on ``x`` says so to JAX, and its transpose is the sum, as for the weights.
     """
+    value = here(t.value)
     if x.size == 0 or not jax.sharding.get_abstract_mesh().manual_axes:
         return value
+    if not t.layer.statistic.additive:
+        raise ValueError(
+            f"layer '{t.layer}' has `statistic` '{t.layer.statistic.name}', which "
+            "cannot be added up over the devices of jax.shard_map. Use 'gram' or "
+            "'moments', which can; or jax.jit with sharded arrays."
+        )
     one = replicated(lambda x: x.reshape(-1)[0], x)
     return jax.tree.map(lambda leaf: jnp.where(one == one, leaf, leaf), value)
 
@@ -139,4 +146,4 @@ def tap(x: jax.Array, t: Tap, y: jax.Array | None = None) -> jax.Array:
     t.layer.check_input(x)
     if y is not None:
         return emit(t, y, x)
-    return _emit(t.layer, False, x, jax.lax.stop_gradient(x), _vary_like(x, t.value))
+    return _emit(t.layer, False, x, jax.lax.stop_gradient(x), _vary_like(t, x))

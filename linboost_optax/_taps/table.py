@@ -24,6 +24,9 @@ class Plain:
     reason: str
 
 
+# Static, so that it may be an argument of a jitted function or a leaf's neighbour in a
+# train state: a tree without arrays.
+@jax.tree_util.register_static
 @dataclass(frozen=True)
 class Taps:
     """The tapped layers of a model: static, hashable, no arrays.
