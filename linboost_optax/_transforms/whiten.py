@@ -14,6 +14,7 @@ from linboost_optax._solvers import Cholesky, Solver
 from linboost_optax._solvers import base as solvers
 from linboost_optax._solvers.base import Whitens
 from linboost_optax._taps import Taps, check_taps
+from linboost_optax._transforms import wide
 from linboost_optax._transforms.guard import all_finite, keep_if
 
 _DEFAULT = Cholesky()
@@ -26,11 +27,13 @@ class WhitenState(NamedTuple):
       count: number of updates so far, scalar int32; skipped ones do not count.
       metric: each solver's own state, by layer.
       inner: the inner optimizer's state, in whitened coordinates.
+      skipped: number of steps skipped so far as not finite, scalar int32.
     """
 
     count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
     metric: dict[str, Any]
     inner: optax.OptState
+    skipped: jax.Array
 
 
 def whiten(
@@ -58,8 +61,14 @@ def whiten(
     :math:`C` is refreshed: Adam with its first moment carried over to the new
     coordinates took the same steps to the same losses.
 
-    A step whose gradients or statistics are not finite is skipped: zero updates,
-    state unchanged.
+    Narrow floats reach ``inner`` in float32, and its state is in float32: a whitened
+    gradient is as large as its layer's inputs are small, squares of it overflow float16
+    early, and Adam's ``eps`` is 0 there. Updates have the dtype of ``params``, or of
+    the gradients where there are no ``params``.
+
+    A step whose gradients or statistics are not finite is skipped: zero updates, and a
+    state that changes in nothing but the number of skipped steps,
+    ``optax.tree.get(state, "skipped")``.
 
     Args:
       inner: any transformation of gradients: Adam, AdamW, SGD with momentum, Lion,
@@ -112,7 +121,10 @@ def whiten(
         preconditioner = Preconditioner.of(taps, bind, params)
         # The first coordinates are the weights themselves: nothing was seen yet.
         return WhitenState(
-            jnp.zeros((), jnp.int32), preconditioner.init(), inner.init(params)
+            jnp.zeros((), jnp.int32),
+            preconditioner.init(),
+            inner.init(wide.widen(params)),
+            jnp.zeros((), jnp.int32),
         )
 
     def update_fn(
@@ -126,13 +138,15 @@ def whiten(
         preconditioner: Preconditioner[Whitens] = Preconditioner.of(taps, bind, updates)
         views = preconditioner.read(stats)
         metric = preconditioner.update(state.metric, views, state.count)
-        v = None if params is None else preconditioner.map(_coordinates, metric, params)
-        whitened = preconditioner.map(_whiten, metric, updates)
+        v = None
+        if params is not None:
+            v = preconditioner.map(_coordinates, metric, wide.widen(params))
+        whitened = preconditioner.map(_whiten, metric, wide.widen(updates))
         step, inner_state = inner.update(whitened, state.inner, v, **extra_args)
         step = preconditioner.map(_unwhiten, metric, step)
-        new = WhitenState(state.count + 1, metric, inner_state)
+        new = WhitenState(state.count + 1, metric, inner_state, state.skipped)
         good = all_finite((whitened, views))
-        return keep_if(good, step, new, state)
+        return keep_if(good, wide.narrow_like(step, updates, params), new, state)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
