@@ -18,6 +18,7 @@ from linboost_optax._solvers import base as solvers
 from linboost_optax._taps import Taps, check_taps
 from linboost_optax._transforms import wide
 from linboost_optax._transforms.guard import all_finite, keep_if
+from linboost_optax._transforms.multi_steps import refuse_optax_multi_steps
 
 _DEFAULT = Cholesky()
 
@@ -79,7 +80,8 @@ def scale_by_lnb(
       TypeError: if ``taps`` or ``solver`` is of another type.
       ValueError: if a hyper-parameter is out of range, or the solver cannot solve with
         some layer's statistic; in ``init`` if the taps belong to another model; in
-        ``update`` if ``stats`` is missing or does not fit.
+        ``update`` if ``stats`` is missing or does not fit, or under
+        ``optax.MultiSteps``.
 
     Example:
       >>> import flax.linen as nn, jax, jax.numpy as jnp, optax
@@ -128,6 +130,7 @@ def scale_by_lnb(
         **extra_args: Any,
     ) -> tuple[optax.Updates, ScaleByLNBState]:
         del extra_args
+        refuse_optax_multi_steps()
         preconditioner = Preconditioner.of(taps, solver.bind, updates)
         views = preconditioner.read(stats)
         momentum = jax.tree.map(

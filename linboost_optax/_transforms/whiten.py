@@ -16,6 +16,7 @@ from linboost_optax._solvers.base import Whitens
 from linboost_optax._taps import Taps, check_taps
 from linboost_optax._transforms import wide
 from linboost_optax._transforms.guard import all_finite, keep_if
+from linboost_optax._transforms.multi_steps import refuse_optax_multi_steps
 
 _DEFAULT = Cholesky()
 
@@ -85,7 +86,7 @@ def whiten(
       TypeError: if an argument is of another type.
       ValueError: if the solver has no factor for some layer; in ``init`` if the taps
         belong to another model; in ``update`` if ``stats`` is missing or does not
-        fit.
+        fit, or under ``optax.MultiSteps``.
 
     Example:
       >>> import flax.linen as nn, jax, jax.numpy as jnp, optax
@@ -135,6 +136,7 @@ def whiten(
         stats: Mapping[str, Any] | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, WhitenState]:
+        refuse_optax_multi_steps()
         preconditioner: Preconditioner[Whitens] = Preconditioner.of(taps, bind, updates)
         views = preconditioner.read(stats)
         metric = preconditioner.update(state.metric, views, state.count)
