@@ -16,7 +16,7 @@ from linboost_optax._precondition.preconditioner import (
 from linboost_optax._solvers import Cholesky, Solver
 from linboost_optax._solvers import base as solvers
 from linboost_optax._taps import Taps, check_taps
-from linboost_optax._transforms import wide
+from linboost_optax._transforms import flags, wide
 from linboost_optax._transforms.guard import all_finite, keep_if
 from linboost_optax._transforms.multi_steps import refuse_optax_multi_steps
 
@@ -116,7 +116,7 @@ def scale_by_lnb(
         return ScaleByLNBState(
             count=jnp.zeros((), jnp.int32),
             momentum=wide.zeros_like(params),
-            metric=preconditioner.init(),
+            metric=flags.to_numbers(preconditioner.init()),
             starts=init_starts(preconditioner, params),
             skipped=jnp.zeros((), jnp.int32),
         )
@@ -140,7 +140,8 @@ def scale_by_lnb(
         )
         gradients, treedef = jax.tree.flatten(momentum)
         leaves = [_bias_correct(m, b_g, state.count + 1) for m in gradients]
-        metric = preconditioner.update(state.metric, views, state.count)
+        metric = flags.from_numbers(state.metric, jax.eval_shape(preconditioner.init))
+        metric = preconditioner.update(metric, views, state.count)
         solved, starts = solve(preconditioner, metric, views, state.starts, leaves)
 
         # One number sees every gradient and, through H, every statistic.
@@ -149,7 +150,13 @@ def scale_by_lnb(
         norm = jnp.maximum(min_norm, norm)
         scaled = [h / norm.astype(h.real.dtype) for h in solved]
         step = jax.tree.unflatten(treedef, scaled)
-        new = ScaleByLNBState(state.count + 1, momentum, metric, starts, state.skipped)
+        new = ScaleByLNBState(
+            count=state.count + 1,
+            momentum=momentum,
+            metric=flags.to_numbers(metric),
+            starts=starts,
+            skipped=state.skipped,
+        )
         return keep_if(good, wide.narrow_like(step, updates, params), new, state)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

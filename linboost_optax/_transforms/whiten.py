@@ -14,7 +14,7 @@ from linboost_optax._solvers import Cholesky, Solver
 from linboost_optax._solvers import base as solvers
 from linboost_optax._solvers.base import Whitens
 from linboost_optax._taps import Taps, check_taps
-from linboost_optax._transforms import wide
+from linboost_optax._transforms import flags, wide
 from linboost_optax._transforms.guard import all_finite, keep_if
 from linboost_optax._transforms.multi_steps import refuse_optax_multi_steps
 
@@ -122,10 +122,10 @@ def whiten(
         preconditioner = Preconditioner.of(taps, bind, params)
         # The first coordinates are the weights themselves: nothing was seen yet.
         return WhitenState(
-            jnp.zeros((), jnp.int32),
-            preconditioner.init(),
-            inner.init(wide.widen(params)),
-            jnp.zeros((), jnp.int32),
+            count=jnp.zeros((), jnp.int32),
+            metric=flags.to_numbers(preconditioner.init()),
+            inner=inner.init(wide.widen(params)),
+            skipped=jnp.zeros((), jnp.int32),
         )
 
     def update_fn(
@@ -139,14 +139,20 @@ def whiten(
         refuse_optax_multi_steps()
         preconditioner: Preconditioner[Whitens] = Preconditioner.of(taps, bind, updates)
         views = preconditioner.read(stats)
-        metric = preconditioner.update(state.metric, views, state.count)
+        metric = flags.from_numbers(state.metric, jax.eval_shape(preconditioner.init))
+        metric = preconditioner.update(metric, views, state.count)
         v = None
         if params is not None:
             v = preconditioner.map(_coordinates, metric, wide.widen(params))
         whitened = preconditioner.map(_whiten, metric, wide.widen(updates))
         step, inner_state = inner.update(whitened, state.inner, v, **extra_args)
         step = preconditioner.map(_unwhiten, metric, step)
-        new = WhitenState(state.count + 1, metric, inner_state, state.skipped)
+        new = WhitenState(
+            count=state.count + 1,
+            metric=flags.to_numbers(metric),
+            inner=inner_state,
+            skipped=state.skipped,
+        )
         good = all_finite((whitened, views))
         return keep_if(good, wide.narrow_like(step, updates, params), new, state)
 
