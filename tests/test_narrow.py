@@ -78,10 +78,11 @@ def test_norm_neither_overflows_nor_hides_bad_numbers():
         np.testing.assert_allclose(jax.jit(wide.norm)(*leaves), expected, rtol=CLOSE)
     one = jnp.ones(3)
     assert float(wide.norm([one], [-one])) == 0
+    assert float(wide.norm([1e25 * one], [-1e25 * one])) == 0
     assert float(wide.norm([], [])) == 0
     assert float(wide.norm([one[:0]], [one[:0]])) == 0
     assert float(wide.norm([3j * one[:1]], [3j * one[:1]])) == 3
-    for bad, other in itertools.product([jnp.nan, jnp.inf], [0.0, 1.0, 1e25]):
+    for bad, other in itertools.product([jnp.nan, jnp.inf], [0.0, 1.0, -1.0, 1e25]):
         assert not jnp.isfinite(wide.norm([one * bad], [one * other]))
         assert not jnp.isfinite(wide.norm([one * other, one], [one, one * bad]))
 

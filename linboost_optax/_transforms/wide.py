@@ -53,21 +53,24 @@ def norm(h: Sequence[jax.Array], g: Sequence[jax.Array]) -> jax.Array:
     # Not `jnp.result_type`: it refuses mixed dtypes under strict promotion.
     common = np.result_type(*(leaf.real.dtype for leaf in (*h, *g)))
 
-    def root(h: Sequence[jax.Array], g: Sequence[jax.Array]) -> jax.Array:
+    def inner(h: Sequence[jax.Array], g: Sequence[jax.Array]) -> jax.Array:
         products = [
             jnp.sum((jnp.conj(a) * b).real).astype(common) for a, b in zip(h, g)
         ]
-        squared = sum(products[1:], products[0])
-        return jnp.where(squared < 0, 0, jnp.sqrt(squared))
+        return sum(products[1:], products[0])
+
+    def root(squared: jax.Array) -> jax.Array:
+        return jnp.sqrt(jnp.maximum(squared, 0))
 
     def scaled() -> jax.Array:
+        # What is infinite is not a number after the division, whatever its sign.
         one, other = _largest(h, common), _largest(g, common)
         h_scaled = [a / one.astype(a.real.dtype) for a in h]
         g_scaled = [b / other.astype(b.real.dtype) for b in g]
-        return root(h_scaled, g_scaled) * jnp.sqrt(one) * jnp.sqrt(other)
+        return root(inner(h_scaled, g_scaled)) * jnp.sqrt(one) * jnp.sqrt(other)
 
-    plain = root(h, g)
-    return jax.lax.cond(jnp.isfinite(plain), lambda: plain, scaled)
+    squared = inner(h, g)
+    return jax.lax.cond(jnp.isfinite(squared), lambda: root(squared), scaled)
 
 
 def _largest(leaves: Sequence[jax.Array], common: np.dtype) -> jax.Array:
