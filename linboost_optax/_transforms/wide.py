@@ -38,11 +38,6 @@ def narrow_like(
     return jax.tree.map(lambda leaf, old: leaf.astype(old.dtype), tree, like)
 
 
-def total(x: jax.Array) -> jax.Array:
-    """Returns the sum of an array."""
-    return jnp.sum(x, dtype=dtype(x.dtype))
-
-
 def norm(h: Sequence[jax.Array], g: Sequence[jax.Array]) -> jax.Array:
     r"""Returns :math:`\sqrt{\langle h, g \rangle}`, 0 where the product is negative.
 
