@@ -10,6 +10,7 @@ from linboost_optax._solvers import Cholesky, ConjugateGradient, IncompleteChole
 from linboost_optax._statistics import Auto, Counts, Gram, Inputs, Moments, Sketch
 from linboost_optax._taps import Tap, Taps, tap
 from linboost_optax._transforms.lnb import ScaleByLNBState, lnb, scale_by_lnb
+from linboost_optax._transforms.multi_steps import MultiStepsState, multi_steps
 from linboost_optax._transforms.whiten import WhitenState, whiten
 
 __version__ = "0.1.0"
@@ -23,6 +24,7 @@ __all__ = [
     "IncompleteCholesky",
     "Inputs",
     "Moments",
+    "MultiStepsState",
     "ScaleByLNBState",
     "Sketch",
     "Tap",
@@ -32,6 +34,7 @@ __all__ = [
     "extend",
     "ills",
     "lnb",
+    "multi_steps",
     "scale_by_lnb",
     "tap",
     "whiten",

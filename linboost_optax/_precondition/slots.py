@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from linboost_optax import _statistics
@@ -83,9 +84,17 @@ def find(layers: tuple[Layer, ...], tree: Any) -> list[Slot]:
     bias leaves a layer without bias.
 
     Raises:
-      ValueError: if a layer is missing or has another shape: taps of another model.
+      ValueError: if a layer is missing or has another shape: taps of another model; if
+        the tree is one array, in which no layer can be told from another.
     """
     entries, _ = jax.tree.flatten_with_path(tree, is_leaf=_is_masked)
+    if layers and len(entries) == 1 and not entries[0][0]:
+        raise ValueError(
+            "parameters must be a tree in which layers have names, got one array of "
+            f"shape {jnp.shape(entries[0][1])}, as `optax.flatten` makes it. Flatten "
+            "what comes after: `whiten(optax.flatten(inner), taps)`, or "
+            "`optax.chain(scale_by_lnb(taps), optax.flatten(...))`."
+        )
     index, leaves = _index(entries)
     slots = []
     for layer in layers:

@@ -1,4 +1,4 @@
-"""Bad numbers pass by: a step that is not finite changes nothing."""
+"""Bad numbers pass by: a step that is not finite changes nothing, and is counted."""
 
 from typing import Any
 
@@ -6,18 +6,37 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from linboost_optax._transforms import wide
+
 
 def all_finite(tree: Any) -> jax.Array:
-    """Returns whether every number in a tree is finite."""
-    # A sum is finite only if its terms are (or overflow together, as bad a sign),
-    # and reads each array once.
-    finite = [jnp.isfinite(jnp.sum(leaf)) for leaf in jax.tree.leaves(tree)]
-    return jnp.all(jnp.stack(finite)) if finite else jnp.array(True)
+    """Returns whether every number in a tree is finite; their sums may overflow."""
+    # A sum is finite only if its terms are, and is the cheapest look at an array.
+    # Scaled down, none of fewer than 2**60 terms overflows; what is bad stays bad.
+    sums = [
+        jnp.sum(leaf.astype(wide.dtype(leaf.dtype)) * 2.0**-60)
+        for leaf in jax.tree.leaves(tree)
+        if jnp.issubdtype(leaf.dtype, jnp.inexact)
+    ]
+    return jnp.all(jnp.asarray([jnp.isfinite(each) for each in sums], jnp.bool_))
 
 
 def keep_if(
     good: jax.Array, updates: optax.Updates, new: Any, old: Any
 ) -> tuple[optax.Updates, Any]:
-    """Returns the step, or zero updates and the old state."""
+    """Returns the step, or zero updates and the old state with one more in `skipped`.
+
+    Args:
+      good: whether the step is taken.
+      updates: the step.
+      new: the state after it.
+      old: the state before it, which counts skipped steps in its field ``skipped``.
+    """
     updates = jax.tree.map(lambda u: jnp.where(good, u, jnp.zeros_like(u)), updates)
-    return updates, jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)
+    kept = jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)
+    return updates, kept._replace(skipped=count_unless(good, old.skipped))
+
+
+def count_unless(good: jax.Array, skipped: jax.Array) -> jax.Array:
+    """Returns the number of skipped steps after this one; it stops at its largest."""
+    return jnp.where(good, skipped, optax.safe_increment(skipped))

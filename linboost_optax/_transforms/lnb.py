@@ -15,9 +15,11 @@ from linboost_optax._precondition.preconditioner import (
 )
 from linboost_optax._solvers import Cholesky, Solver
 from linboost_optax._solvers import base as solvers
-from linboost_optax._statistics import accumulation_dtype
 from linboost_optax._taps import Taps, check_taps
+from linboost_optax._transforms import flags, wide
 from linboost_optax._transforms.guard import all_finite, keep_if
+from linboost_optax._transforms.multi_steps import refuse_optax_multi_steps
+from linboost_optax._transforms.state import explained
 
 _DEFAULT = Cholesky()
 
@@ -27,15 +29,18 @@ class ScaleByLNBState(NamedTuple):
 
     Attributes:
       count: number of updates so far, scalar int32; skipped ones do not count.
-      momentum: moving average of the gradients, like the parameters.
+      momentum: moving average of the gradients, like the parameters; narrow floats in
+        float32, as bfloat16 averages nothing with a decay of 0.999.
       metric: each solver's own state, by layer.
       starts: each layer's previous ``H``, for solvers that start from it.
+      skipped: number of steps skipped so far as not finite, scalar int32.
     """
 
     count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
     momentum: optax.Updates
     metric: dict[str, Any]
     starts: dict[str, Any]
+    skipped: jax.Array
 
 
 def scale_by_lnb(
@@ -58,7 +63,9 @@ def scale_by_lnb(
 
     ``tx.update(grads, state, params, stats=stats)`` takes the statistics as a
     keyword argument of their own. A step whose gradients or statistics are not
-    finite is skipped: zero updates, state unchanged.
+    finite is skipped: zero updates, and a state that changes in nothing but the number
+    of skipped steps, ``optax.tree.get(state, "skipped")``. Updates have the dtype of
+    ``params``, or of the gradients where there are no ``params``.
 
     Args:
       taps: the tapped layers, from ``linen.taps``.
@@ -74,7 +81,8 @@ def scale_by_lnb(
       TypeError: if ``taps`` or ``solver`` is of another type.
       ValueError: if a hyper-parameter is out of range, or the solver cannot solve with
         some layer's statistic; in ``init`` if the taps belong to another model; in
-        ``update`` if ``stats`` is missing or does not fit.
+        ``update`` if ``stats`` is missing or does not fit, or under
+        ``optax.MultiSteps``.
 
     Example:
       >>> import flax.linen as nn, jax, jax.numpy as jnp, optax
@@ -108,9 +116,10 @@ def scale_by_lnb(
         preconditioner = Preconditioner.of(taps, solver.bind, params)
         return ScaleByLNBState(
             count=jnp.zeros((), jnp.int32),
-            momentum=optax.tree.zeros_like(params),
-            metric=preconditioner.init(),
+            momentum=wide.zeros_like(params),
+            metric=flags.to_numbers(preconditioner.init()),
             starts=init_starts(preconditioner, params),
+            skipped=jnp.zeros((), jnp.int32),
         )
 
     def update_fn(
@@ -121,37 +130,43 @@ def scale_by_lnb(
         stats: Mapping[str, Any] | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, ScaleByLNBState]:
-        del params, extra_args
+        del extra_args
+        refuse_optax_multi_steps()
         preconditioner = Preconditioner.of(taps, solver.bind, updates)
         views = preconditioner.read(stats)
-        momentum = optax.tree.update_moment(updates, state.momentum, b_g, 1)
+        momentum = jax.tree.map(
+            lambda g, m: b_g * m + (1 - b_g) * g.astype(m.dtype),
+            updates,
+            state.momentum,
+        )
         gradients, treedef = jax.tree.flatten(momentum)
         leaves = [_bias_correct(m, b_g, state.count + 1) for m in gradients]
-        metric = preconditioner.update(state.metric, views, state.count)
+        metric = flags.from_numbers(state.metric, jax.eval_shape(preconditioner.init))
+        metric = preconditioner.update(metric, views, state.count)
         solved, starts = solve(preconditioner, metric, views, state.starts, leaves)
 
-        squared = sum(_inner(h, g) for h, g in zip(solved, leaves))
-        norm = jnp.maximum(min_norm, jnp.sqrt(jnp.maximum(squared, 0)))
         # One number sees every gradient and, through H, every statistic.
-        good = jnp.isfinite(squared) & all_finite(views)
-        scaled = [
-            (h / norm.astype(h.dtype)).astype(g.dtype)
-            for h, g in zip(solved, gradients)
-        ]
-        new = ScaleByLNBState(state.count + 1, momentum, metric, starts)
-        return keep_if(good, jax.tree.unflatten(treedef, scaled), new, state)
+        norm = wide.norm(solved, leaves)
+        good = jnp.isfinite(norm) & all_finite(views)
+        norm = jnp.maximum(min_norm, norm)
+        scaled = [h / norm.astype(h.real.dtype) for h in solved]
+        step = jax.tree.unflatten(treedef, scaled)
+        step = wide.narrow_like(step, updates, params)
+        good &= all_finite(wide.narrow_leaves(step))
+        new = ScaleByLNBState(
+            count=state.count + 1,
+            momentum=momentum,
+            metric=flags.to_numbers(metric),
+            starts=starts,
+            skipped=state.skipped,
+        )
+        return keep_if(good, step, new, state)
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return explained(init_fn, update_fn)
 
 
 def _bias_correct(m: jax.Array, decay: float, count: jax.Array) -> jax.Array:
-    # In float32 at least: bfloat16 cannot tell 0.999 from 1.
-    dtype = accumulation_dtype(m.dtype)
-    return m.astype(dtype) / (1 - decay ** count.astype(dtype))
-
-
-def _inner(a: jax.Array, b: jax.Array) -> jax.Array:
-    return jnp.sum(a * b)
+    return m / (1 - decay ** count.astype(m.real.dtype))
 
 
 def lnb(
@@ -210,6 +225,8 @@ def lnb(
     References:
       Munoz (2025), arXiv:2502.01131.
     """
+    if not callable(learning_rate) and not _checks.is_array(learning_rate):
+        _checks.at_least("learning_rate", float(learning_rate), 0)
     if not _checks.is_array(weight_decay):
         _checks.at_least("weight_decay", weight_decay, 0)
     return optax.chain(

@@ -14,7 +14,10 @@ from linboost_optax._solvers import Cholesky, Solver
 from linboost_optax._solvers import base as solvers
 from linboost_optax._solvers.base import Whitens
 from linboost_optax._taps import Taps, check_taps
+from linboost_optax._transforms import flags, wide
 from linboost_optax._transforms.guard import all_finite, keep_if
+from linboost_optax._transforms.multi_steps import refuse_optax_multi_steps
+from linboost_optax._transforms.state import explained
 
 _DEFAULT = Cholesky()
 
@@ -26,11 +29,13 @@ class WhitenState(NamedTuple):
       count: number of updates so far, scalar int32; skipped ones do not count.
       metric: each solver's own state, by layer.
       inner: the inner optimizer's state, in whitened coordinates.
+      skipped: number of steps skipped so far as not finite, scalar int32.
     """
 
     count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
     metric: dict[str, Any]
     inner: optax.OptState
+    skipped: jax.Array
 
 
 def whiten(
@@ -58,8 +63,14 @@ def whiten(
     :math:`C` is refreshed: Adam with its first moment carried over to the new
     coordinates took the same steps to the same losses.
 
-    A step whose gradients or statistics are not finite is skipped: zero updates,
-    state unchanged.
+    Narrow floats reach ``inner`` in float32, and its state is in float32: a whitened
+    gradient is as large as its layer's inputs are small, squares of it overflow float16
+    early, and Adam's ``eps`` is 0 there. Updates have the dtype of ``params``, or of
+    the gradients where there are no ``params``.
+
+    A step whose gradients or statistics are not finite is skipped: zero updates, and a
+    state that changes in nothing but the number of skipped steps,
+    ``optax.tree.get(state, "skipped")``.
 
     Args:
       inner: any transformation of gradients: Adam, AdamW, SGD with momentum, Lion,
@@ -76,7 +87,7 @@ def whiten(
       TypeError: if an argument is of another type.
       ValueError: if the solver has no factor for some layer; in ``init`` if the taps
         belong to another model; in ``update`` if ``stats`` is missing or does not
-        fit.
+        fit, or under ``optax.MultiSteps``.
 
     Example:
       >>> import flax.linen as nn, jax, jax.numpy as jnp, optax
@@ -112,7 +123,10 @@ def whiten(
         preconditioner = Preconditioner.of(taps, bind, params)
         # The first coordinates are the weights themselves: nothing was seen yet.
         return WhitenState(
-            jnp.zeros((), jnp.int32), preconditioner.init(), inner.init(params)
+            count=jnp.zeros((), jnp.int32),
+            metric=flags.to_numbers(preconditioner.init()),
+            inner=inner.init(wide.widen(params)),
+            skipped=jnp.zeros((), jnp.int32),
         )
 
     def update_fn(
@@ -123,18 +137,30 @@ def whiten(
         stats: Mapping[str, Any] | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, WhitenState]:
+        refuse_optax_multi_steps()
         preconditioner: Preconditioner[Whitens] = Preconditioner.of(taps, bind, updates)
         views = preconditioner.read(stats)
-        metric = preconditioner.update(state.metric, views, state.count)
-        v = None if params is None else preconditioner.map(_coordinates, metric, params)
-        whitened = preconditioner.map(_whiten, metric, updates)
+        metric = flags.from_numbers(state.metric, jax.eval_shape(preconditioner.init))
+        metric = preconditioner.update(metric, views, state.count)
+        v = None
+        if params is not None:
+            v = preconditioner.map(_coordinates, metric, wide.widen(params))
+        whitened = preconditioner.map(_whiten, metric, wide.widen(updates))
         step, inner_state = inner.update(whitened, state.inner, v, **extra_args)
         step = preconditioner.map(_unwhiten, metric, step)
-        new = WhitenState(state.count + 1, metric, inner_state)
-        good = all_finite((whitened, views))
+        new = WhitenState(
+            count=state.count + 1,
+            metric=flags.to_numbers(metric),
+            inner=inner_state,
+            skipped=state.skipped,
+        )
+        step = wide.narrow_like(step, updates, params)
+        # The inner optimizer may turn finite numbers into others, and hide them: an
+        # infinite second moment makes a step of zero, for ever.
+        good = all_finite((whitened, views, step, inner_state))
         return keep_if(good, step, new, state)
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return explained(init_fn, update_fn)
 
 
 def _whiten(metric: Whitens, state: Any, g: Affine) -> Affine:
