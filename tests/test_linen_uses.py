@@ -444,6 +444,24 @@ def test_a_model_compiled_by_flax_is_traced_once():
     assert counts[2] - counts[1] == counts[1] - counts[0] == 1
 
 
+def test_what_a_loss_calls_is_not_traced_again_at_every_call():
+    traced = []
+
+    @jax.jit
+    def square(y):
+        traced.append(y)
+        return y**2
+
+    def loss(params, x):
+        return jnp.mean(square(MODEL.apply({"params": params}, x)))
+
+    counts = []
+    for x in (X, 2 * X, 3 * X):
+        linen.value_and_grad(loss, TAPS)(PARAMS, x)
+        counts.append(len(traced))
+    assert counts[0] == counts[1] == counts[2]
+
+
 def test_a_loss_that_looks_at_numbers():
     def loss(params, x):
         value = mean_square(params, x)

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
@@ -156,3 +157,76 @@ def run(taps, params, x):
         errors.append(json.loads(run.stdout)["generalDiagnostics"])
     assert errors[0] == []
     assert any("Tuple size mismatch" in each["message"] for each in errors[1])
+
+
+def loss_fn(params, x):
+    return jnp.mean(MODEL.apply(params, x) ** 2)
+
+
+def updated(tx, state, variables, taps=TAPS):
+    _, grads, stats = linen.value_and_grad(loss_fn, taps)(variables, X)
+    return tx.update(grads, state, variables, stats=stats)
+
+
+OPTIMIZERS = {
+    "lnb": lbo.scale_by_lnb,
+    "whiten": lambda taps: lbo.whiten(optax.adam(0.1), taps),
+    "multi_steps": lambda taps: lbo.multi_steps(lbo.lnb(0.1, taps), taps, 2),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_state_of_variables_for_params_alone(name):
+    tx = OPTIMIZERS[name](TAPS)
+    variables = MODEL.init(jax.random.key(0), X)
+    _, grads, stats = linen.value_and_grad(loss_fn, TAPS)(variables, X)
+    with pytest.raises(
+        ValueError, match=r"`state` must be what.*at \S+'bias'\S* it has noth"
+    ):
+        tx.update(grads["params"], tx.init(variables), variables["params"], stats=stats)
+
+
+@pytest.mark.parametrize("name", ["lnb", "whiten"])
+def test_state_of_another_statistic(name):
+    variables = MODEL.init(jax.random.key(0), X)
+    saved = OPTIMIZERS[name](linen.taps(MODEL, X, statistic="moments")).init(variables)
+    with pytest.raises(ValueError, match=r"`state` must be.*restore a checkpoint"):
+        updated(OPTIMIZERS[name](TAPS), saved, variables)
+
+
+@pytest.mark.parametrize(("one", "other"), [("lnb", "whiten"), ("whiten", "lnb")])
+def test_state_of_another_optimizer(one, other):
+    variables = MODEL.init(jax.random.key(0), X)
+    with pytest.raises(ValueError, match="`state` must be what this optimizer's"):
+        updated(
+            OPTIMIZERS[one](TAPS), OPTIMIZERS[other](TAPS).init(variables), variables
+        )
+
+
+def test_errors_of_an_update_with_its_own_state_stay_what_they_are():
+    variables = MODEL.init(jax.random.key(0), X)
+    tx = OPTIMIZERS["lnb"](TAPS)
+    with pytest.raises(ValueError, match="`stats` "):
+        tx.update(variables, tx.init(variables), variables)
+
+
+@pytest.mark.parametrize("rate", [-0.3, float("nan")])
+def test_learning_rates_that_ascend(rate):
+    with pytest.raises(ValueError, match="`learning_rate` must be"):
+        lbo.lnb(rate, TAPS)
+
+
+def test_raw_inputs_over_devices_by_hand():
+    auto = (jax.sharding.AxisType.Auto,)
+    mesh = jax.make_mesh((1,), ("data",), axis_types=auto)
+    params = MODEL.init(jax.random.key(0), X)
+    taps = linen.taps(MODEL, X, statistic="inputs")
+    step = jax.shard_map(
+        lambda params, x: linen.value_and_grad(loss_fn, taps)(params, x)[2],
+        mesh=mesh,
+        in_specs=(jax.P(), jax.P("data")),
+        out_specs=jax.P(),
+        check_vma=False,
+    )
+    with pytest.raises(ValueError, match="'inputs', which cannot be added up over the"):
+        jax.jit(step)(params, X)

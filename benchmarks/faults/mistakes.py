@@ -138,26 +138,7 @@ def _() -> Any:
     return lbo.tap(right().x, taps.zeros()["hidden"])
 
 
-@mistake("names with a slash, as Haiku has them, in `dense_taps`")
-def _() -> Any:
-    name = "mlp/~/linear_0"
-    taps = lbo.dense_taps({name: (3, 4)}, kernel="w", bias="b")
-    params = {name: {"w": jnp.zeros((3, 4)), "b": jnp.zeros(4)}}
-    return lbo.lnb(0.1, taps).init(params)
-
-
 # --- gradients and statistics -----------------------------------------------------
-
-
-@mistake("taps as an argument of a jitted function")
-def _() -> Any:
-    run = right()
-
-    @jax.jit
-    def step(taps: Any, params: Any, x: jax.Array) -> Any:
-        return linen.value_and_grad(run.loss_fn, taps)(params, x)
-
-    return step(run.taps, run.params, run.x)
 
 
 @mistake("`linen.value_and_grad(loss_fn, taps, argnums=1)`")

@@ -6,6 +6,7 @@ is not for names to say: the loss is traced once with every kernel marked, and t
 are followed through its jaxpr.
 """
 
+import itertools
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
@@ -18,9 +19,13 @@ import jax.numpy as jnp
 from linboost_optax._layer import Layer, Path
 from linboost_optax._taps import flow, places
 from linboost_optax._taps.flow import Tags
-from linboost_optax._taps.fresh import fresh_trace
+from linboost_optax._taps.fresh import fresh_trace, survey_trace
 from linboost_optax._taps.identity import Identities
 from linboost_optax._taps.table import Taps
+
+# Numbers that are never used again: marks of an earlier survey are told from those of
+# this one.
+_sites = itertools.count()
 
 
 class Place(NamedTuple):
@@ -90,13 +95,13 @@ def survey(
     Raises:
       ValueError: if the parameters lack a tapped layer.
     """
-    places_of: list[Place] = []
+    places_of: dict[int, Place] = {}
     inputs: defaultdict[int, set[int]] = defaultdict(set)
     identities = Identities()
 
     def claim(place: Place, kernel: Any) -> tuple[Any, Any]:
-        site = len(places_of)
-        places_of.append(place)
+        site = next(_sites)
+        places_of[site] = place
         marked = jax.tree.map(lambda leaf: flow.mark_kernel(site, leaf), kernel)
         return marked, Site(site)
 
@@ -107,9 +112,15 @@ def survey(
         return flow.mark_use(site.number, y, x)
 
     tags = _tags(taps, params) + [Tags(data=True)] * len(jax.tree.leaves(data))
-    with fresh_trace(), adapter.intercept(taps.layers, claim, visit):
-        closed = jax.make_jaxpr(function)(params, *data)
-    found = flow.follow(closed, tags)
+    for context in (survey_trace, fresh_trace):
+        with context(), adapter.intercept(taps.layers, claim, visit):
+            closed = jax.make_jaxpr(function)(params, *data)
+        found = flow.follow(closed, tags)
+        if found.uses.keys() | found.kernels.keys() <= places_of.keys():
+            break
+        # Marks of an earlier survey: the loss jits what calls the model.
+        places_of.clear()
+        inputs.clear()
 
     uses: defaultdict[str, int] = defaultdict(int)
     seen: defaultdict[str, set[int]] = defaultdict(set)
