@@ -6,7 +6,15 @@ from linboost_optax import extend, ills
 from linboost_optax._adapters.plain import dense_taps
 from linboost_optax._moved import forward as _forward
 from linboost_optax._solvers import Cholesky, ConjugateGradient, IncompleteCholesky
-from linboost_optax._statistics import Auto, Counts, Gram, Inputs, Moments, Sketch
+from linboost_optax._statistics import (
+    Auto,
+    Counts,
+    Gram,
+    Inputs,
+    Moments,
+    Reached,
+    Sketch,
+)
 from linboost_optax._taps import Tap, Taps, only_rows, tap
 from linboost_optax._transforms.lnb import ScaleByLNBState, lnb, scale_by_lnb
 from linboost_optax._transforms.whiten import WhitenState, whiten
@@ -22,6 +30,7 @@ __all__ = [
     "IncompleteCholesky",
     "Inputs",
     "Moments",
+    "Reached",
     "ScaleByLNBState",
     "Sketch",
     "Tap",

@@ -158,7 +158,7 @@ def check_fits(layer: Layer, rows: jax.Array, x: jax.Array) -> None:
             f"`only_rows({{'{layer}': None, '*': mask}})` counts all rows of this one. "
             "Under `jax.vmap` enter the context inside the mapped function; inside a "
             "module that loops over an axis of the mask (nn.scan, nn.RNN) mask the "
-            "axes that are left."
+            "axes that are left, or take `statistic=lbo.Reached()`."
         )
 
 
