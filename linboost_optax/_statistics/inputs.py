@@ -57,9 +57,9 @@ class BlockRows(NamedTuple):
         z = jnp.einsum("knd,kdo->kno", self.x, v.w)
         z = z if v.b is None else z + v.b[:, None, :]
         z = z * self.rows[:, :, None]
-        scale = 1.0 / jnp.maximum(self.count, 1)[:, None, None]
-        w = jnp.einsum("knd,kno->kdo", self.x, z) * scale
-        return Affine(w, None if v.b is None else jnp.sum(z, axis=1) * scale[..., 0])
+        number = jnp.maximum(self.count, 1)[:, None]
+        w = jnp.einsum("knd,kno->kdo", self.x, z) / number[..., None]
+        return Affine(w, None if v.b is None else jnp.sum(z, axis=1) / number)
 
 
 @dataclass(frozen=True)
@@ -114,13 +114,15 @@ class Inputs(Statistic):
         x = value.x.reshape(-1, *layer.input_shape)
         x = jax.vmap(layer.kind.samples)(x)
         x = jnp.moveaxis(x, 1, 2).reshape(layer.blocks, -1, layer.kind.channels)
-        seen = value.rows.reshape(math.prod(layer.stack), -1) > 0
+        seen = value.rows.reshape(math.prod(layer.stack), -1) != 0
         seen = jax.vmap(lambda rows: layer.kind.read_by(rows, layer.input_shape))(seen)
         seen = self._by_block(layer, seen)
         x = jnp.where(seen[:, :, None], x, jnp.zeros((), x.dtype))
         count = self._count(layer, value, seen)
-        scale = 1.0 / jnp.maximum(count, 1)[:, None]
-        mean, mean_sq = jnp.sum(x, axis=1) * scale, jnp.sum(x * x, axis=1) * scale
+        # A mean of all rows stays one: constant inputs keep a variance of zero.
+        total = jnp.sum(seen, axis=1).astype(x.dtype)
+        share = (x.shape[1] / jnp.maximum(total, 1))[:, None]
+        mean, mean_sq = jnp.mean(x, axis=1) * share, jnp.mean(x * x, axis=1) * share
         per_feature = layer.kind.per_feature
         return BlockMoments(count, per_feature(mean), per_feature(mean_sq))
 
@@ -128,7 +130,8 @@ class Inputs(Statistic):
         """Returns the design matrices, to be multiplied by."""
         x = value.x.reshape(-1, *layer.input_shape)
         x = jax.vmap(layer.kind.design)(x).reshape(layer.blocks, -1, layer.features)
-        seen = self._by_block(layer, value.rows.reshape(math.prod(layer.stack), -1) > 0)
+        rows = value.rows.reshape(math.prod(layer.stack), -1)
+        seen = self._by_block(layer, rows != 0)
         count = self._count(layer, value, seen)
         x = jnp.where(seen[:, :, None], x, jnp.zeros((), x.dtype))
         return BlockRows(count, x, seen.astype(x.dtype))
