@@ -7,8 +7,16 @@ from linboost_optax import extend, ills
 from linboost_optax._adapters.plain import dense_taps
 from linboost_optax._moved import forward as _forward
 from linboost_optax._solvers import Cholesky, ConjugateGradient, IncompleteCholesky
-from linboost_optax._statistics import Auto, Counts, Gram, Inputs, Moments, Sketch
-from linboost_optax._taps import Tap, Taps, tap
+from linboost_optax._statistics import (
+    Auto,
+    Counts,
+    Gram,
+    Inputs,
+    Moments,
+    Reached,
+    Sketch,
+)
+from linboost_optax._taps import Tap, Taps, only_rows, tap
 from linboost_optax._transforms.lnb import ScaleByLNBState, lnb, scale_by_lnb
 from linboost_optax._transforms.multi_steps import MultiStepsState, multi_steps
 from linboost_optax._transforms.whiten import WhitenState, whiten
@@ -25,6 +33,7 @@ __all__ = [
     "Inputs",
     "Moments",
     "MultiStepsState",
+    "Reached",
     "ScaleByLNBState",
     "Sketch",
     "Tap",
@@ -35,6 +44,7 @@ __all__ = [
     "ills",
     "lnb",
     "multi_steps",
+    "only_rows",
     "scale_by_lnb",
     "tap",
     "whiten",

@@ -133,6 +133,10 @@ class Layer:
         source = None if self.source is None else root + self.source
         return replace(self, path=root + self.path, source=source)
 
+    def as_read(self) -> Layer:
+        """Returns the layer as solvers are bound to it."""
+        return replace(self, statistic=self.statistic.as_read)
+
     def without_bias(self) -> Layer:
         """Returns the layer as one whose bias is no parameter of the problem."""
         return replace(self, bias=None)

@@ -397,3 +397,31 @@ def test_descriptions_that_do_not_fit(describe, options, error, message):
     linen.register(Linear, describe, **options)
     with pytest.raises(error, match=message):
         linen.taps(Linear(), data()[0])
+
+
+@dataclass(frozen=True)
+class PositiveRows(Positive):
+    """Takes masks, too."""
+
+    reads_rows = True
+
+    def measure(self, layer, x, g, rows=None):
+        x = extend.only(rows, jnp.maximum(layer.kind.design(x), 0), axis=1)
+        ones = extend.ones_of(x[0, :, :1], x.dtype, rows)
+        outer = jnp.einsum("gnd,gne->gde", x, x)
+        return {"count": ones.sum(0), "sum": x.sum(axis=1), "outer": outer}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_statistic_takes_masks(name):
+    model, (x, y), params, taps = setting(name, PositiveRows())
+    rows = jnp.arange(len(x)) % 3 > 0
+
+    def loss(params):
+        with lbo.only_rows(rows):
+            return jnp.mean((model.apply({"params": params}, x) - y) ** 2)
+
+    _, _, stats = linen.value_and_grad(loss, taps)(params)
+    kept = np.maximum(np.asarray(x)[np.asarray(rows)], 0)
+    assert stats["layers_0"]["count"].tolist() == [len(kept)]
+    np.testing.assert_allclose(stats["layers_0"]["outer"][0], kept.T @ kept, **CLOSE)

@@ -205,7 +205,7 @@ def test_three_statistics_agree(module, shape):
         blocks.append(layer.statistic.moments(layer, measured))
     for a, b in zip(*blocks, strict=True):
         np.testing.assert_allclose(a, b, **FLOAT32)
-    count, design = layer.statistic.second_moment(layer, measured)
+    count, design, _ = layer.statistic.second_moment(layer, measured)
     second = np.einsum("knd,kne->kde", design, design) / count[:, None, None]
     _, _, _, gram_layer = setting(module, shape, "gram", True)
     gram = measure(gram_layer, x)
@@ -264,7 +264,8 @@ def test_inputs_used_twice_count_as_unseen():
     layer = Layer((), Dense((), (3,), (2,)), Inputs(), (4, 3))
     x = jnp.ones((4, 3))
     for uses, count in [(0.0, 0), (1.0, 4), (2.0, 0)]:
-        got, _ = layer.statistic.second_moment(layer, InputRows(x, jnp.array([uses])))
+        value = InputRows(x, jnp.ones(4), jnp.array([uses]))
+        got = layer.statistic.second_moment(layer, value).count
         assert got.tolist() == [count]
 
 

@@ -53,7 +53,7 @@ def test_tap_emits_and_changes_nothing(statistic, shape):
 def test_raw_inputs():
     x, layer = batch(5, 3), lbo.dense_taps({"a": (3, 2)}).layers[0]
     layer = replace(layer, statistic=lbo.Inputs(), input_shape=(5, 3))
-    t = Tap(InputRows(jnp.zeros((5, 3)), jnp.zeros(1)), layer)
+    t = Tap(InputRows(jnp.zeros((5, 3)), jnp.zeros(5), jnp.zeros(1)), layer)
     got = jax.grad(loss, argnums=1)(batch(3, 2), t, x).value
     np.testing.assert_array_equal(got.x, x)
     assert got.uses.tolist() == [1]

@@ -100,9 +100,53 @@ class Kind(ABC):
           limit: take this many samples at most, by ``some_rows``; None takes all.
         """
 
+    def sample_axes(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Returns the axes that the samples of ``design`` are flattened from.
+
+        Masks are of these axes, or of the first of them. By default all axes of the
+        input but the last.
+
+        Args:
+          shape: of the layer's input.
+        """
+        return shape[:-1]
+
+    def reached(self, g: jax.Array) -> jax.Array:
+        """Returns which samples of ``design`` the loss depends on, ``[sample]``.
+
+        Args:
+          g: the cotangent of the layer's output, by default ``[*sample_axes, *out]``.
+        """
+        return jnp.any(g.reshape(-1, math.prod(self.bias_shape)) != 0, axis=1)
+
     def samples(self, x: jax.Array) -> jax.Array:
         """Returns the input by channel, ``[sample, group, channel]``."""
         return jnp.moveaxis(self.design(x), 0, 1)
+
+    def rows_of(self, rows: jax.Array | None, limit: int | None) -> jax.Array | None:
+        """Returns ``rows`` at the samples that ``design(x, limit)`` takes.
+
+        The choice is fixed, whatever a mask leaves out: fewer rows then count, and
+        their mean is that of a random choice among those that do.
+
+        Args:
+          rows: which samples count, ``[sample]``; None for all.
+          limit: of samples, as for ``design``.
+        """
+        if rows is None:
+            return None
+        some = some_rows(rows.shape[0], limit)
+        return rows if some is None else rows[some]
+
+    def read_by(self, rows: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        """Returns which of ``samples`` the chosen rows of ``design`` are made of.
+
+        Args:
+          rows: which samples of the design matrix count, ``[sample]``.
+          shape: of the layer's input.
+        """
+        del shape
+        return rows
 
     def per_feature(self, channels: jax.Array) -> jax.Array:
         """Maps what is known by channel, ``[block, channel]``, to features.

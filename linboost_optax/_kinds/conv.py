@@ -83,9 +83,7 @@ class Conv(Kind):
         """Returns the patches ``[group, sample, feature]``, ``limit`` at most."""
         spatial = len(self.window)
         x = self._pad(x.reshape(-1, *x.shape[x.ndim - spatial - 1 :]))
-        extent = [(k - 1) * d + 1 for k, d in zip(self.window, self.kernel_dilation)]
-        reach = [size - e for size, e in zip(x.shape[1:-1], extent)]
-        places = [r // stride + 1 for r, stride in zip(reach, self.strides)]
+        reach, places = self._reach(x.shape)
         rows = some_rows(x.shape[0] * math.prod(places), limit)
         if rows is None:
             patches = self._all_patches(x, reach)
@@ -94,6 +92,19 @@ class Conv(Kind):
         patches = patches.reshape(-1, self.repeats, self.groups, self.channels)
         patches = jnp.moveaxis(patches, 2, 0)
         return patches.reshape(self.groups, -1, self.repeats * self.channels)
+
+    def _reach(self, padded: tuple[int, ...]) -> tuple[list[int], list[int]]:
+        """Returns how far windows move over padded images, and to how many places."""
+        extent = [(k - 1) * d + 1 for k, d in zip(self.window, self.kernel_dilation)]
+        reach = [size - e for size, e in zip(padded[1:-1], extent)]
+        return reach, [r // stride + 1 for r, stride in zip(reach, self.strides)]
+
+    def sample_axes(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Returns the axes of the output's places, behind those of the batch."""
+        spatial = len(self.window)
+        one = jax.ShapeDtypeStruct((1, *shape[len(shape) - spatial - 1 :]), jnp.float32)
+        _, places = self._reach(jax.eval_shape(self._pad, one).shape)
+        return (*shape[: len(shape) - spatial - 1], *places)
 
     def _all_patches(self, x: jax.Array, reach: Sequence[int]) -> jax.Array:
         """Returns ``[image, *place, window, channel]`` of padded images."""
@@ -140,6 +151,22 @@ class Conv(Kind):
     def samples(self, x: jax.Array) -> jax.Array:
         """Returns ``[sample, group, channel]``: channels, whatever the window."""
         return x.reshape(-1, self.groups, self.channels)
+
+    def read_by(self, rows: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        """Returns which pixels count: those with an output of their own that does.
+
+        Where outputs and pixels do not correspond, by strides or missing padding, those
+        that an output reads which counts.
+        """
+        if self.sample_axes(shape) == shape[:-1]:
+            return rows
+        one = replace(self, in_channels=1, out_channels=1, feature_groups=1)
+        pixels = jnp.zeros((*shape[:-1], 1), jnp.float32)
+        # A patch is linear in the image: its transpose goes from places to pixels.
+        patches, transpose = jax.vjp(one.design, pixels)
+        chosen = rows.astype(patches.dtype)[None, :, None]
+        (times,) = transpose(jnp.broadcast_to(chosen, patches.shape))
+        return times.reshape(-1) > 0
 
     def to_matrix(self, kernel: jax.Array) -> jax.Array:
         """Maps ``[stack, *kernel_shape]`` to ``[stack, group, feature, output]``."""

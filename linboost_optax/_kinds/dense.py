@@ -53,6 +53,15 @@ class Dense(Kind):
         deep = len(shape) >= max(-axis for axis in self.axis)
         return deep and tuple(shape[axis] for axis in self.axis) == self.inputs
 
+    def sample_axes(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        contracted = {axis % len(shape) for axis in self.axis}
+        left = [size for i, size in enumerate(shape) if i not in contracted]
+        return tuple(left[len(self.batch) :])
+
+    def reached(self, g: jax.Array) -> jax.Array:
+        g = g.reshape(self.groups, -1, math.prod(self.out))
+        return jnp.any(g != 0, axis=(0, 2))
+
     def design(self, x: jax.Array, limit: int | None = None) -> jax.Array:
         x = jnp.moveaxis(x, self.axis, range(-len(self.axis), 0))
         x = x.reshape(self.groups, -1, self.channels)

@@ -43,6 +43,9 @@ class Embed(Kind):
     def one_hot(self) -> bool:
         return True
 
+    def sample_axes(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return shape
+
     def design(self, x: jax.Array, limit: int | None = None) -> jax.Array:
         rows = some_rows(x.size, limit)
         flat = x.reshape(-1) if rows is None else x.reshape(-1)[rows]

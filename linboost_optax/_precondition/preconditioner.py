@@ -108,7 +108,7 @@ def _member(seen: Layer, whole: Layer, bind: Callable[[Layer], M]) -> Member[M]:
     # Without its bias a layer's problem is another one than that of its source.
     masked = seen.biased != whole.biased
     key = f"{whole.stats_key} without bias" if masked else whole.stats_key
-    return Member(seen, bind(seen), key)
+    return Member(seen, bind(seen.as_read()), key)
 
 
 def init_starts(

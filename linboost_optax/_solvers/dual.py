@@ -40,19 +40,19 @@ class Dual:
     def solve(self, state: tuple[()], view: BlockRows, g: Affine) -> Affine:
         del state
         x = view.x
-        rows = x.shape[1]
-        mean = jnp.mean(x, axis=1)
+        rows = jnp.maximum(view.count, 1)[:, None]
+        mean = jnp.sum(x, axis=1) / rows
         if g.b is not None:
-            x = x - mean[:, None, :]
+            x = (x - mean[:, None, :]) * view.rows[:, :, None]
         # The subtraction below leaves noise of a part of each feature's variance, and
         # centring leaves some units in the last place of its mean.
         eps = jnp.finfo(x.dtype).eps
-        rounding = rows * eps * jnp.mean(x**2, axis=1) + (32 * eps * mean) ** 2
+        rounding = eps * jnp.sum(x**2, axis=1) + (32 * eps * mean) ** 2
         damping = self.ridge + rounding
         v = center(g, mean)
         scaled = x / damping[:, None, :]
         kernel = jnp.einsum("knd,kmd->knm", scaled, x)
-        kernel = kernel + rows * jnp.eye(rows, dtype=x.dtype)[None]
+        kernel = kernel + rows[..., None] * jnp.eye(x.shape[1], dtype=x.dtype)[None]
         inner = jnp.einsum("knd,kdo->kno", scaled, v)
         inner = jax.scipy.linalg.cho_solve((jnp.linalg.cholesky(kernel), True), inner)
         w = v / columns(damping) - jnp.einsum("knd,kno->kdo", scaled, inner)

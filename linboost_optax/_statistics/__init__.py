@@ -6,6 +6,7 @@ from linboost_optax._statistics.counts import Counts
 from linboost_optax._statistics.gram import Gram
 from linboost_optax._statistics.inputs import Inputs
 from linboost_optax._statistics.moments import Moments
+from linboost_optax._statistics.reached import Reached
 from linboost_optax._statistics.sketch import Sketch
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "Gram",
     "Inputs",
     "Moments",
+    "Reached",
     "Rule",
     "Sketch",
     "Statistic",

@@ -81,12 +81,15 @@ class Statistic(ABC):
       additive: whether values of several uses of a layer may be added up.
       reads_cotangent: whether ``measure`` reads the cotangent of the output. Layers
         with one input then do not share a value, and every call counts.
+      reads_rows: whether ``measure`` takes ``rows`` as its last argument, and can so
+        leave out samples that a mask leaves out.
       is_whole: whether it is of all rows of the batch.
     """
 
     name: ClassVar[str]
     additive: ClassVar[bool] = True
     reads_cotangent: ClassVar[bool] = False
+    reads_rows: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
         cls.name = vars(cls).get("name", cls.__name__.lower())
@@ -94,6 +97,11 @@ class Statistic(ABC):
     @property
     def is_whole(self) -> bool:
         return True
+
+    @property
+    def as_read(self) -> Statistic:
+        """The statistic whose values these are for a solver; by default this one."""
+        return self
 
     def choose(self, kind: Kind) -> Statistic:
         """Returns the statistic to take of a layer of this kind; by default this."""
@@ -105,13 +113,23 @@ class Statistic(ABC):
         """Returns the value's shapes as ``ShapeDtypeStruct`` leaves, without stack."""
 
     @abstractmethod
-    def measure(self, layer: Layer, x: jax.Array, g: jax.Array | None) -> Any:
+    def measure(
+        self,
+        layer: Layer,
+        x: jax.Array,
+        g: jax.Array | None,
+        rows: jax.Array | None = None,
+    ) -> Any:
         """Returns the value of one use of the layer.
+
+        Without ``reads_rows`` it is called without ``rows``, and need not take it.
 
         Args:
           layer: the layer's static facts.
           x: its input.
           g: the cotangent of its output; None where the tap sees the input alone.
+          rows: which samples of ``layer.kind.design`` count, boolean, ``[sample]``;
+            None where all do.
         """
 
     @abstractmethod
@@ -147,6 +165,35 @@ def batched_ones(like: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """
     one = jnp.ones((), dtype)
     return jnp.where(like == like, one, one)
+
+
+def ones_of(
+    like: jax.Array, dtype: jnp.dtype, rows: jax.Array | None = None
+) -> jax.Array:
+    """Returns ``batched_ones(like)``, zero in rows that do not count.
+
+    Args:
+      like: an array that leads with samples.
+      dtype: of the ones.
+      rows: which samples count, ``[sample]``; None for all.
+    """
+    ones = batched_ones(like, dtype)
+    return ones if rows is None else only(rows, ones)
+
+
+def only(rows: jax.Array | None, x: jax.Array, axis: int = 0) -> jax.Array:
+    """Returns ``x`` with zeros in the rows that do not count, whatever is there.
+
+    Args:
+      rows: which samples count, ``[sample]``; None for all.
+      x: an array of samples.
+      axis: of the samples; default 0.
+    """
+    if rows is None:
+        return x
+    others = [i for i in range(x.ndim) if i != axis % x.ndim]
+    # Not a product: what padding computes may be infinite.
+    return jnp.where(jnp.expand_dims(rows, others), x, jnp.zeros((), x.dtype))
 
 
 def per_block(layer: Layer, count: jax.Array) -> jax.Array:

@@ -12,8 +12,8 @@ from linboost_optax._layer import Affine
 from linboost_optax._statistics.base import (
     BlockMoments,
     Statistic,
-    batched_ones,
     mean_of,
+    ones_of,
     per_block,
     struct,
     with_constant,
@@ -68,6 +68,7 @@ class Counts(Statistic):
     """
 
     name: ClassVar[str] = "counts"
+    reads_rows: ClassVar[bool] = True
 
     def choose(self, kind: Kind) -> Statistic:
         if not kind.one_hot:
@@ -81,11 +82,15 @@ class Counts(Statistic):
         return CountSums(struct(layer, 1), struct(layer, 1, layer.kind.channels))
 
     def measure(
-        self, layer: Layer, x: jax.Array, g: jax.Array | None = None
+        self,
+        layer: Layer,
+        x: jax.Array,
+        g: jax.Array | None = None,
+        rows: jax.Array | None = None,
     ) -> CountSums:
         del g
         flat = x.reshape(-1)
-        ones = batched_ones(flat, jnp.dtype(layer.dtype))
+        ones = ones_of(flat, jnp.dtype(layer.dtype), rows)
         zeros = jnp.zeros((layer.kind.channels,), ones.dtype)
         return CountSums(jnp.sum(ones, keepdims=True), zeros.at[flat].add(ones)[None])
 

@@ -13,8 +13,9 @@ from linboost_optax._layer import Affine
 from linboost_optax._statistics.base import (
     BlockMoments,
     Statistic,
-    batched_ones,
     mean_of,
+    ones_of,
+    only,
     per_block,
     struct,
     with_constant,
@@ -102,6 +103,7 @@ class Gram(Statistic):
     max_samples: int | None = None
 
     name: ClassVar[str] = "gram"
+    reads_rows: ClassVar[bool] = True
 
     def __post_init__(self):
         _checks.optional_whole("max_samples", self.max_samples, 1)
@@ -119,12 +121,18 @@ class Gram(Statistic):
         )
 
     def measure(
-        self, layer: Layer, x: jax.Array, g: jax.Array | None = None
+        self,
+        layer: Layer,
+        x: jax.Array,
+        g: jax.Array | None = None,
+        rows: jax.Array | None = None,
     ) -> GramSums:
         del g
         dtype = jnp.dtype(layer.dtype)
-        sums = gram_sums(layer.kind.design(x, self.max_samples), dtype)
-        return sums._replace(channels=channels_of(layer, x, self.max_samples))
+        design = layer.kind.design(x, self.max_samples)
+        sums = gram_sums(design, dtype, layer.kind.rows_of(rows, self.max_samples))
+        channels = channels_of(layer, x, self.max_samples, rows)
+        return sums._replace(channels=channels)
 
     @property
     def is_whole(self) -> bool:
@@ -143,14 +151,17 @@ class Gram(Statistic):
         return BlockGram(count, mean, outer)
 
 
-def gram_sums(design: jax.Array, dtype: jnp.dtype) -> GramSums:
+def gram_sums(
+    design: jax.Array, dtype: jnp.dtype, rows: jax.Array | None = None
+) -> GramSums:
     """Returns the sums of a ``[group, sample, feature]`` design matrix.
 
     Narrow floats stay narrow in the product, whose sum runs in ``dtype``.
     """
+    design = only(rows, design, axis=1)
     kind = design.dtype
     if not jnp.issubdtype(kind, jnp.floating) or kind.itemsize > dtype.itemsize:
         design = design.astype(dtype)
-    count = jnp.sum(batched_ones(design[0, :, :1], dtype), axis=0)
+    count = jnp.sum(ones_of(design[0, :, :1], dtype, rows), axis=0)
     outer = jnp.einsum("gnd,gne->gde", design, design, preferred_element_type=dtype)
     return GramSums(count, jnp.sum(design.astype(dtype), axis=1), outer)

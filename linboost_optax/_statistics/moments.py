@@ -11,8 +11,9 @@ import jax.numpy as jnp
 from linboost_optax._statistics.base import (
     BlockMoments,
     Statistic,
-    batched_ones,
     mean_of,
+    ones_of,
+    only,
     per_block,
     struct,
 )
@@ -57,6 +58,7 @@ class Moments(Statistic):
     """
 
     name: ClassVar[str] = "moments"
+    reads_rows: ClassVar[bool] = True
 
     def choose(self, kind: Kind) -> Statistic:
         return or_counts(self, kind)
@@ -66,19 +68,27 @@ class Moments(Statistic):
         return MomentSums(struct(layer, 1), each, each)
 
     def measure(
-        self, layer: Layer, x: jax.Array, g: jax.Array | None = None
+        self,
+        layer: Layer,
+        x: jax.Array,
+        g: jax.Array | None = None,
+        rows: jax.Array | None = None,
     ) -> MomentSums:
         del g
-        return channel_sums(layer.kind.samples(x), jnp.dtype(layer.dtype))
+        if rows is not None:
+            rows = layer.kind.read_by(rows, x.shape)
+        return channel_sums(layer.kind.samples(x), jnp.dtype(layer.dtype), rows)
 
     def moments(self, layer: Layer, value: MomentSums) -> BlockMoments:
         return block_moments(layer, value)
 
 
-def channel_sums(samples: jax.Array, dtype: jnp.dtype) -> MomentSums:
+def channel_sums(
+    samples: jax.Array, dtype: jnp.dtype, rows: jax.Array | None = None
+) -> MomentSums:
     """Returns the sums of ``[sample, group, channel]`` values, as ``dtype``."""
-    x = samples.astype(dtype)
-    count = jnp.sum(batched_ones(x[:, 0, :1], dtype), axis=0)
+    x = only(rows, samples.astype(dtype))
+    count = jnp.sum(ones_of(x[:, 0, :1], dtype, rows), axis=0)
     return MomentSums(count, jnp.sum(x, axis=0), jnp.sum(jnp.square(x), axis=0))
 
 
@@ -104,9 +114,9 @@ def channel_shapes(layer: Layer, max_samples: int | None) -> MomentSums | None:
 
 
 def channels_of(
-    layer: Layer, x: jax.Array, max_samples: int | None
+    layer: Layer, x: jax.Array, max_samples: int | None, rows: jax.Array | None = None
 ) -> MomentSums | None:
     """Returns the moments per channel of all samples, where a matrix needs them."""
     if channel_shapes(layer, max_samples) is None:
         return None
-    return Moments().measure(layer, x)
+    return Moments().measure(layer, x, None, rows)

@@ -14,8 +14,9 @@ from linboost_optax import _checks
 from linboost_optax._statistics.base import (
     BlockMoments,
     Statistic,
-    batched_ones,
     mean_of,
+    ones_of,
+    only,
     per_block,
     struct,
 )
@@ -98,6 +99,7 @@ class Sketch(Statistic):
     max_samples: int | None = None
 
     name: ClassVar[str] = "sketch"
+    reads_rows: ClassVar[bool] = True
 
     def __post_init__(self):
         _checks.whole("rank", self.rank, 1)
@@ -125,13 +127,19 @@ class Sketch(Statistic):
         )
 
     def measure(
-        self, layer: Layer, x: jax.Array, g: jax.Array | None = None
+        self,
+        layer: Layer,
+        x: jax.Array,
+        g: jax.Array | None = None,
+        rows: jax.Array | None = None,
     ) -> SketchSums:
         del g
         dtype = jnp.dtype(layer.dtype)
         design = layer.kind.design(x, self.max_samples)
-        sums = sketch_sums(design, self.rank_of(layer), dtype)
-        return sums._replace(channels=channels_of(layer, x, self.max_samples))
+        rows_seen = layer.kind.rows_of(rows, self.max_samples)
+        sums = sketch_sums(design, self.rank_of(layer), dtype, rows_seen)
+        channels = channels_of(layer, x, self.max_samples, rows)
+        return sums._replace(channels=channels)
 
     def moments(self, layer: Layer, value: SketchSums) -> BlockMoments:
         if value.channels is not None:
@@ -161,10 +169,12 @@ def probes(features: int, rank: int, dtype: jnp.dtype) -> np.ndarray:
     return (signs[:, None] * cosines * norms).astype(dtype)
 
 
-def sketch_sums(design: jax.Array, rank: int, dtype: jnp.dtype) -> SketchSums:
+def sketch_sums(
+    design: jax.Array, rank: int, dtype: jnp.dtype, rows: jax.Array | None = None
+) -> SketchSums:
     """Returns the sketch of a ``[group, sample, feature]`` design matrix."""
-    x = design.astype(dtype)
-    count = jnp.sum(batched_ones(x[0, :, :1], dtype), axis=0)
+    x = only(rows, design.astype(dtype), axis=1)
+    count = jnp.sum(ones_of(x[0, :, :1], dtype, rows), axis=0)
     # Full precision: the sketch must be that of one positive semi-definite matrix.
     high = jax.lax.Precision.HIGHEST
     omega = probes(x.shape[-1], rank, dtype)

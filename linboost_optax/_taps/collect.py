@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
+from linboost_optax._taps import rows
 from linboost_optax._taps.fresh import fresh_trace
 from linboost_optax._taps.identity import Identities
 from linboost_optax._taps.primitive import Tap, emit
@@ -42,6 +43,9 @@ def value_and_grad(
 
     @functools.wraps(loss_fn)
     def wrapped(params, *args, **kwargs):
+        if rows.active():
+            raise ValueError(rows.OUTSIDE)
+
         def loss(params):
             return loss_fn(params, *args, **kwargs)
 
@@ -84,7 +88,7 @@ def _collect(
     allow_unconnected: bool,
     eager: bool,
 ) -> Any:
-    collector = Collector(taps)
+    collector = Collector(taps, eager)
     claims_made: set[Place] = set()
 
     def tapped(params, zeros):
@@ -164,10 +168,11 @@ class _Claims:
 class Collector:
     """Applies taps at the calls of tapped layers, and remembers which were reached."""
 
-    def __init__(self, taps: Taps):
+    def __init__(self, taps: Taps, eager: bool = False):
+        self.taps, self.eager = taps, eager
         self.unseen = {layer.stats_key for layer in taps.layers}
-        # The inputs of every tap, by identity: a shared one counts once.
-        self.inputs: set[tuple[str, int]] = set()
+        # The inputs of every tap, by identity, and masks: a shared one counts once.
+        self.inputs: set[tuple[str, int, int]] = set()
         self.identities = Identities()
         self.reached: set[str] = set()
 
@@ -183,16 +188,20 @@ class Collector:
         """Returns ``y``, tapped unless this input was seen by the same tap."""
         key = t.layer.stats_key
         self.unseen.discard(key)
+        mask = rows.mask_of(t.layer, self.taps)
+        if mask is not None and self.eager and _traces():
+            raise _Nested  # what is traced and kept (`nn.jit`) would keep the mask
         if t.layer.statistic.reads_cotangent:  # which differs from call to call
-            return emit(t, y, x)
-        seen = (key, self.identities.number(x))
+            return emit(t, y, x, mask)
+        which = 0 if mask is None else self.identities.number(mask)
+        seen = (key, self.identities.number(x), which)
         if seen in self.inputs:
             return y
         # Not seen in this very trace: the other layer is in another branch of
         # `nn.cond`, in another `nn.remat`, or left out. Sums of the same rows, or of
         # those of the branch that ran, have the right mean all the same.
         self.inputs.add(seen)
-        return emit(t, y, x)
+        return emit(t, y, x, mask)
 
     def probe(self, key: str, t: Tap) -> Tap:
         """Returns ``t``; notes whether anything at all reaches its cotangent."""

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from linboost_optax._layer import Layer
 from linboost_optax._sharding import here, replicated
+from linboost_optax._taps.rows import boolean, check_fits, refuse_by_hand
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["value"], meta_fields=["layer"])
@@ -28,27 +29,37 @@ class Tap:
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _emit(layer: Layer, sees_output: bool, y: jax.Array, x: jax.Array, t: Any):
+def _emit(
+    layer: Layer, sees_output: bool, y: jax.Array, x: jax.Array, t: Any, rows: Any
+):
     return y
 
 
-def _emit_fwd(layer, sees_output, y, x, t):
+def _emit_fwd(layer, sees_output, y, x, t, rows):
     # Calling the tap again keeps it alive for an outer differentiation, so a loss
     # that differentiates the network with respect to its inputs still emits.
-    return _emit(layer, sees_output, y, x, t), x
+    return _emit(layer, sees_output, y, x, t, rows), (x, rows)
 
 
-def _emit_bwd(layer, sees_output, x, g):
-    def measure(x, g):
-        return layer.statistic.measure(layer, x, g)
+def _emit_bwd(layer, sees_output, residuals, g):
+    def measure(x, g, rows):
+        if rows is None:
+            return layer.statistic.measure(layer, x, g)
+        axes = layer.kind.sample_axes(x.shape)
+        rows = jnp.expand_dims(rows, range(rows.ndim, len(axes)))
+        rows = jnp.broadcast_to(rows, axes)
+        return layer.statistic.measure(layer, x, g, rows.reshape(-1))
 
-    return g, None, replicated(measure, x, g if sees_output else None)
+    x, rows = residuals
+    return g, None, replicated(measure, x, g if sees_output else None, rows), None
 
 
 _emit.defvjp(_emit_fwd, _emit_bwd)
 
 
-def emit(t: Tap, y: jax.Array, x: jax.Array) -> jax.Array:
+def emit(
+    t: Tap, y: jax.Array, x: jax.Array, rows: jax.Array | None = None
+) -> jax.Array:
     """Returns ``y``; the cotangent of ``t`` becomes the statistic of its layer.
 
     The tap sits on the output ``y`` rather than on the input because inputs may be
@@ -59,11 +70,22 @@ def emit(t: Tap, y: jax.Array, x: jax.Array) -> jax.Array:
       t: a zero statistic.
       y: the layer's output.
       x: the layer's input.
+      rows: which samples count, boolean, of the first of their axes; None for all.
 
     Returns:
       ``y``, unchanged.
+
+    Raises:
+      ValueError: if ``rows`` does not fit the layer's samples, or its statistic.
     """
-    return _emit(t.layer, True, y, jax.lax.stop_gradient(x), _vary_like(t, x))
+    return _emitted(t, True, y, x, rows)
+
+
+def _emitted(t: Tap, sees_output: bool, y: jax.Array, x: jax.Array, rows: Any) -> Any:
+    if rows is not None:
+        check_fits(t.layer, rows, x)
+    x, value = jax.lax.stop_gradient(x), _vary_like(t, x)
+    return _emit(t.layer, sees_output, y, x, value, rows)
 
 
 def _vary_like(t: Tap, x: jax.Array) -> Any:
@@ -85,7 +107,12 @@ def _vary_like(t: Tap, x: jax.Array) -> Any:
     return jax.tree.map(lambda leaf: jnp.where(one == one, leaf, leaf), value)
 
 
-def tap(x: jax.Array, t: Tap, y: jax.Array | None = None) -> jax.Array:
+def tap(
+    x: jax.Array,
+    t: Tap,
+    y: jax.Array | None = None,
+    mask: jax.Array | None = None,
+) -> jax.Array:
     r"""Emits the statistic of a layer as the cotangent of ``t``.
 
     .. math::
@@ -102,14 +129,18 @@ def tap(x: jax.Array, t: Tap, y: jax.Array | None = None) -> jax.Array:
       t: the layer's entry of ``taps.zeros()``.
       y: the layer's output, for statistics that measure its cotangent, too; any
         shape. Default None: such statistics see None in its place.
+      mask: which samples count, boolean, of the axes of ``x`` but the last, or of the
+        first of them. Default None: all do.
 
     Returns:
       ``y`` if it is given, else ``x``; unchanged.
 
     Raises:
-      TypeError: if ``x`` is not floating, or ``t`` is not a tap.
-      ValueError: if the width of ``x`` is not that of the layer, or for raw inputs its
-        shape is not theirs.
+      TypeError: if ``x`` is not floating, ``t`` is not a tap, or ``mask`` is not
+        boolean.
+      ValueError: if the width of ``x`` is not that of the layer, for raw inputs its
+        shape is not theirs, ``mask`` does not fit, or it is called inside
+        ``only_rows``, which is for models of a framework.
 
     Example:
       >>> import jax, jax.numpy as jnp, linboost_optax as lbo
@@ -144,6 +175,8 @@ def tap(x: jax.Array, t: Tap, y: jax.Array | None = None) -> jax.Array:
             "was made for."
         )
     t.layer.check_input(x)
+    refuse_by_hand(t.layer, mask)
+    rows = None if mask is None else boolean("mask", mask)
     if y is not None:
-        return emit(t, y, x)
-    return _emit(t.layer, False, x, jax.lax.stop_gradient(x), _vary_like(t, x))
+        return _emitted(t, True, y, x, rows)
+    return _emitted(t, False, x, x, rows)

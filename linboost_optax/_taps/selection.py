@@ -28,7 +28,7 @@ def named(
                 f"`{argument}` must be names of layers, got {pattern!r}. Pass strings "
                 "from the printed table, such as 'encoder' or '*/query'."
             )
-        these = {layer.path for layer in layers if _matches(layer, pattern)}
+        these = {layer.path for layer in layers if matches(layer, pattern)}
         if not these:
             raise ValueError(
                 f"`{argument}` must name a layer, got {pattern!r}; there are "
@@ -39,5 +39,6 @@ def named(
     return found
 
 
-def _matches(layer: Layer, pattern: str) -> bool:
+def matches(layer: Layer, pattern: str) -> bool:
+    """Whether a pattern names a layer, or what it is below."""
     return fnmatchcase(str(layer), pattern) or fnmatchcase(layer.key, f"{pattern}/*")

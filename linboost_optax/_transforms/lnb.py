@@ -105,7 +105,7 @@ def scale_by_lnb(
     check_taps(taps)
     solver = solvers.check(solver)
     for layer in taps.layers:
-        solver.bind(layer)  # refused here rather than in `init`
+        solver.bind(layer.as_read())  # refused here rather than in `init`
     # Injected hyper-parameters (`optax.inject_hyperparams`) are traced: no range.
     if not _checks.is_array(b_g):
         _checks.fraction("b_g", b_g)
