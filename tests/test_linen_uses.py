@@ -668,3 +668,192 @@ def test_train_state_and_inference_are_untouched():
     _, grads, stats = linen.value_and_grad(mean_square, TAPS)(state.params, X)
     updates, _ = state.tx.update(grads, state.opt_state, state.params, stats=stats)
     assert jax.tree.structure(updates) == jax.tree.structure(PARAMS)
+
+
+def step_of(loss, taps, jit):
+    step = linen.value_and_grad(loss, taps)
+    return jax.jit(step) if jit else step
+
+
+BOTH = pytest.mark.parametrize("jit", [False, True], ids=["eager", "jit"])
+
+
+@BOTH
+@pytest.mark.parametrize("detached", ["first", "second"])
+def test_one_input_of_two_calls_of_which_one_has_no_gradient(detached, jit):
+    def loss(params, x):
+        one, other = (MODEL.apply({"params": params}, x) for _ in range(2))
+        one = jax.lax.stop_gradient(one)
+        pair = (one, other) if detached == "first" else (other, one)
+        return jnp.mean((pair[0] - 2 * pair[1]) ** 2)
+
+    _, grads, stats = step_of(loss, TAPS, jit)(PARAMS, X)
+    same(grads, jax.grad(loss)(PARAMS, X), 1e-6)
+    check_gram(stats["hidden"], X)
+    check_gram(stats["out"], hidden_of(PARAMS, X))
+
+
+@BOTH
+def test_an_input_shared_with_a_layer_that_the_loss_leaves_out(jit):
+    class Heads(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(3, name="policy")(x), nn.Dense(1, name="value")(x)
+
+    model = Heads()
+    params, taps = initial(model, X), linen.taps(model, X, statistic="gram")
+    assert {layer.stats_key for layer in taps.layers} == {"policy"}
+    step = step_of(
+        lambda p, x: jnp.mean(model.apply({"params": p}, x)[1] ** 2), taps, jit
+    )
+    check_gram(step(params, X)[2]["policy"], X)
+
+
+@BOTH
+def test_a_model_bound_outside_of_the_loss(jit):
+    class Setup(nn.Module):
+        def setup(self):
+            self.layer = nn.Dense(3)
+
+        def __call__(self, x):
+            return self.layer(x)
+
+    model = Setup()
+    params, taps = initial(model, X), linen.taps(model, X, statistic="gram")
+    teacher = model.bind({"params": initial(model, 2 * X)})
+    before = teacher(X)
+
+    def loss(params, x):
+        return jnp.mean((model.apply({"params": params}, x) - teacher(x)) ** 2)
+
+    for _ in range(2):
+        _, grads, stats = step_of(loss, taps, jit)(params, X)
+        same(grads, jax.grad(loss)(params, X), 1e-6)
+        check_gram(stats["layer"], X)
+    same(teacher(X), before)
+    assert set(teacher.variables["params"]["layer"]) == {"kernel", "bias"}
+
+
+def test_one_compiled_model_in_the_losses_of_two():
+    critic, source = nn.Dense(1), nn.Dense(2)
+    z = normal(5, 6, 3)
+    p_source, p_critic = initial(source, z), initial(critic, normal(6, 6, 2))
+    t_source = linen.taps(source, z, statistic="gram")
+    t_critic = linen.taps(critic, normal(6, 6, 2), statistic="gram")
+    make = jax.jit(source.apply)  # its trace is kept from one loss to the next
+
+    def critic_loss(params, z):
+        return jnp.mean(critic.apply({"params": params}, make({"params": p_source}, z)))
+
+    def source_loss(params, z):
+        return jnp.mean(make({"params": params}, z) ** 2)
+
+    for _ in range(2):
+        _, _, stats = linen.value_and_grad(critic_loss, t_critic)(p_critic, z)
+        check_gram(stats[""], source.apply({"params": p_source}, z))
+        _, _, stats = linen.value_and_grad(source_loss, t_source)(p_source, z)
+        check_gram(stats[""], z)
+
+
+@pytest.mark.parametrize("rule", ["vjp", "jvp"])
+@BOTH
+def test_a_model_inside_a_function_with_its_own_derivative(rule, jit):
+    def apply(params, x):
+        return MODEL.apply({"params": params}, x)
+
+    if rule == "vjp":
+        wrapped = jax.custom_vjp(apply)
+        wrapped.defvjp(
+            lambda p, x: jax.vjp(apply, p, x), lambda pullback, g: pullback(g)
+        )
+    else:
+        wrapped = jax.custom_jvp(apply)
+        wrapped.defjvp(lambda primals, tangents: jax.jvp(apply, primals, tangents))
+
+    def loss(params, x):
+        return jnp.mean(wrapped(params, x) ** 2)
+
+    with pytest.raises(ValueError, match=r"inside a function with a derivative of its"):
+        step_of(loss, TAPS, jit)(PARAMS, X)
+
+
+def test_a_square_kernel_that_is_used_transposed_by_another_call():
+    model = nn.Dense(3, use_bias=False)
+    params, taps = initial(model, X), linen.taps(model, X, statistic="gram")
+
+    def loss(params, x):
+        code = model.apply({"params": params}, x)
+        back = jax.tree.map(jnp.transpose, params)
+        return jnp.mean((model.apply({"params": back}, code) - x) ** 2)
+
+    with pytest.raises(
+        ValueError, match=r"outside of the layer's own call .by `transp"
+    ):
+        linen.value_and_grad(loss, taps)(params, X)
+
+
+def test_a_kernel_multiplied_with_an_argument_of_the_loss():
+    def loss(params, x):
+        return mean_square(params, x) + jnp.mean(x @ params["hidden"]["kernel"])
+
+    with pytest.raises(ValueError, match=r"'hidden': the loss multiplies its kernel"):
+        linen.value_and_grad(loss, TAPS)(PARAMS, X)
+
+
+def test_a_loss_that_looks_at_numbers_and_changes_its_parameters():
+    def loss(params, x):
+        value = mean_square(noisy(params), x) + mean_square(params, x)
+        return value if value > 0 else 2 * value
+
+    with pytest.raises(
+        ValueError, match=r"looks at numbers while it runs.*'hidden/ker"
+    ):
+        linen.value_and_grad(loss, TAPS)(PARAMS, X)
+
+
+def test_inner_steps_that_are_mapped_over_tasks():
+    tasks = normal(8, 4, 6, 3)
+
+    def task_loss(params, support, query):
+        inner = jax.grad(mean_square)(params, support)
+        moved = jax.tree.map(lambda p, g: p - 0.1 * g, params, inner)
+        return mean_square(moved, query)
+
+    def loss(params, x):
+        return jnp.mean(jax.vmap(task_loss, (None, 0, 0))(params, x, 3 * x))
+
+    _, grads, stats = linen.value_and_grad(loss, TAPS)(PARAMS, tasks)
+    same(grads, jax.grad(loss)(PARAMS, tasks), 1e-5)
+    check_gram(stats["hidden"], np.concatenate([tasks, 3 * tasks]), 1e-4)
+
+
+def test_taps_on_the_same_model_inside_a_loss_with_taps():
+    def loss(params, x):
+        _, grads, inside = linen.value_and_grad(mean_square, TAPS)(params, x)
+        moved = jax.tree.map(lambda p, g: p - 0.1 * g, params, grads)
+        return mean_square(moved, 3 * x), inside
+
+    (_, inside), _, stats = linen.value_and_grad(loss, TAPS, has_aux=True)(PARAMS, X)
+    check_gram(inside["hidden"], X)
+    check_gram(stats["hidden"], np.concatenate([X, 3 * X]))
+
+
+def test_a_head_beside_a_tapped_embedding_of_its_shape():
+    class Translator(nn.Module):
+        @nn.compact
+        def __call__(self, tokens):
+            h = nn.Embed(7, 3, name="source")(tokens)
+            target = nn.Embed(7, 3, name="target")
+            return target.attend(h + target(tokens))
+
+    model = Translator()
+    params, taps = initial(model, TOKENS), linen.taps(model, TOKENS)
+    assert [layer.key for layer in taps.layers] == ["source"]
+
+    def loss(params, tokens):
+        narrow = jax.tree.map(lambda p: p.astype(jnp.bfloat16), params)
+        y = model.apply({"params": narrow}, tokens)
+        return jnp.mean(y.astype(jnp.float32) ** 2)
+
+    _, _, stats = linen.value_and_grad(loss, taps)(params, TOKENS)
+    np.testing.assert_array_equal(stats["source"].count, [6])

@@ -287,3 +287,64 @@ def test_after_a_refusal_the_same_optimizer_still_works():
         train_step(loss_fn, taps, wrapped)(params, state, batch)
     new, _, _ = step(params, tx.init(params), batch)
     assert bool(jnp.any(new["Dense_0"]["kernel"] != params["Dense_0"]["kernel"]))
+
+
+def scaled(tx, *factors, dtype=jnp.float16):
+    """Returns updates of parameters in float16, from gradients in float32."""
+    loss_fn, params, batch, taps = setup()
+    _, grads, stats = linen.value_and_grad(loss_fn, taps)(params, batch)
+    params = jax.tree.map(lambda p: p.astype(dtype), params)
+    tx = tx(taps)
+    state = tx.init(params)
+    for factor in factors:
+        each = optax.tree.full_like(grads, factor)
+        updates, state = tx.update(each, state, params, stats=stats)
+    return updates, state
+
+
+@pytest.mark.parametrize("size", [1e-8, 1e5])
+def test_gradients_wider_than_the_parameters_stay_wide(size):
+    # Unscaled after a scaled loss: float16 would hold neither of these.
+    want, _ = scaled(lambda taps: lbo.lnb(0.1, taps, min_norm=1e-12), size)
+    got, state = scaled(
+        lambda taps: lbo.multi_steps(lbo.lnb(0.1, taps, min_norm=1e-12), taps, 1), size
+    )
+    assert optax.tree.get(state, "skipped") == 0
+    assert all(jnp.all(leaf != 0) for leaf in jax.tree.leaves(want))
+    assert_trees_close(got, want, 1e-3)
+
+
+def test_means_that_overflow_are_left_out():
+    updates, state = scaled(
+        lambda taps: lbo.multi_steps(optax.sgd(0.1, 0.9), taps, 3),
+        3e38, -3e38, 1.0, dtype=jnp.float32,
+    )  # fmt: skip
+    assert state.skipped_mini_steps == 1
+    for leaf in jax.tree.leaves((updates, state)):
+        assert jnp.all(jnp.isfinite(leaf))
+
+
+@pytest.mark.parametrize("axes", ["Explicit", "Auto"])
+@pytest.mark.parametrize("name", ["lnb", "whiten"])
+def test_on_a_mesh(name, axes):
+    kind = getattr(jax.sharding.AxisType, axes)
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(kind,))
+    loss_fn, params, batch, taps = setup()
+    tx = lbo.multi_steps(optimizer(name, taps), taps, 2)
+    place = jax.sharding.NamedSharding(mesh, jax.P("data"))
+    everywhere = jax.sharding.NamedSharding(mesh, jax.P())
+    with jax.set_mesh(mesh), jax.numpy_dtype_promotion("standard"):
+        batch = jax.device_put(batch, place)
+        params = {
+            key: {
+                "kernel": jax.device_put(each["kernel"], place),
+                "bias": jax.device_put(each["bias"], everywhere),
+            }
+            for key, each in params.items()
+        }
+        loss_fn = jax.sharding.auto_axes(loss_fn, out_sharding=jax.P())
+        step = jax.jit(train_step(loss_fn, taps, tx))
+        trained, state = params, tx.init(params)
+        for _ in range(2):
+            trained, state, _ = step(trained, state, batch)
+    assert jax.tree.map(jax.typeof, trained) == jax.tree.map(jax.typeof, params)

@@ -261,3 +261,22 @@ def test_partition_leaves_an_embedding_to_plain_adam():
     assert bool(
         jnp.any(whitened["embedding"]["embedding"] != raw["embedding"]["embedding"])
     )
+
+
+def test_an_inner_state_that_starts_at_infinity():
+    # The best value so far of `reduce_on_plateau`, until it has seen enough of them.
+    inner = optax.chain(
+        optax.sgd(0.1), optax.contrib.reduce_on_plateau(accumulation_size=3)
+    )
+    model, x = MLP(), jax.random.normal(jax.random.key(0), (8, 3))
+    params = model.init(jax.random.key(1), x)["params"]
+    taps = linen.taps(model, x)
+    tx = lbo.whiten(inner, taps)
+    state = tx.init(params)
+    assert any(jnp.any(jnp.isinf(leaf)) for leaf in jax.tree.leaves(state))
+    loss_fn = lambda p: jnp.mean(model.apply({"params": p}, x) ** 2)  # noqa: E731
+    for _ in range(2):
+        value, grads, stats = linen.value_and_grad(loss_fn, taps)(params)
+        updates, state = tx.update(grads, state, params, stats=stats, value=value)
+    assert optax.tree.get(state, "skipped") == 0
+    assert all(jnp.any(u != 0) for u in jax.tree.leaves(updates))

@@ -367,8 +367,8 @@ Numbers that are finite and absurd are not told from others: clip the gradients
 (`optax.clip_by_global_norm` in front). `IncompleteCholesky` and the statistic `moments`
 have no ridge: they stretch inputs of any scale to one, so standardise inputs that are
 all tiny. A sketch of features whose scales differ by more than a thousand knows little
-but their variances. float16 has no room for squared gradients: Adam's `eps` is zero in
-it, whitened or not; keep parameters in bfloat16 or float32.
+but their variances. float16 has no room for squared gradients, and Adam's `eps` is zero
+in it; whitened, its state is float32.
 """
 
 JOB = Job(

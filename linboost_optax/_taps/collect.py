@@ -2,6 +2,7 @@
 
 import functools
 import math
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,10 +10,11 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
+from linboost_optax._layer import join
 from linboost_optax._taps import rows
-from linboost_optax._taps.fresh import fresh_trace
+from linboost_optax._taps.fresh import current_trace, fresh_trace
 from linboost_optax._taps.identity import Identities
-from linboost_optax._taps.primitive import Tap, emit
+from linboost_optax._taps.primitive import Tap, attach, emit, once
 from linboost_optax._taps.survey import Adapter, Place, Plan, kernels, survey
 from linboost_optax._taps.table import Taps
 
@@ -49,7 +51,7 @@ def value_and_grad(
         def loss(params):
             return loss_fn(params, *args, **kwargs)
 
-        plan = _plan(adapter, taps, loss, params)
+        plan = _plan(adapter, taps, loss_fn, params, args, kwargs)
         if plan is not None:
             refuse_repeated(taps, plan)
             _refuse(plan)
@@ -69,10 +71,22 @@ def value_and_grad(
     return wrapped
 
 
-def _plan(adapter: Adapter, taps: Taps, loss: Callable, params: Any) -> Plan | None:
+def _plan(
+    adapter: Adapter, taps: Taps, loss_fn: Callable, params: Any, args: Any, kwargs: Any
+) -> Plan | None:
     kernels(taps, params)  # raises if one is missing
+    flat, treedef = jax.tree.flatten((args, kwargs))
+    where = [i for i, leaf in enumerate(flat) if isinstance(leaf, jax.Array)]
+
+    def loss(params: Any, arrays: list[jax.Array]) -> Any:
+        leaves = list(flat)
+        for i, array in zip(where, arrays):
+            leaves[i] = array
+        args, kwargs = jax.tree.unflatten(treedef, leaves)
+        return loss_fn(params, *args, **kwargs)
+
     try:
-        return survey(adapter, taps, loss, params)
+        return survey(adapter, taps, loss, params, [flat[i] for i in where])
     except Exception:
         # A loss that looks at numbers, or is wrong: what comes next says which.
         return None
@@ -88,7 +102,7 @@ def _collect(
     allow_unconnected: bool,
     eager: bool,
 ) -> Any:
-    collector = Collector(taps, eager)
+    collector = Collector(taps, eager, None if plan is None else plan.repeated)
     claims_made: set[Place] = set()
 
     def tapped(params, zeros):
@@ -157,6 +171,8 @@ class _Claims:
         else:
             arrays = jax.tree.leaves(kernel)
             keys = {key for leaf, key in self.own if any(a is leaf for a in arrays)}
+            if not keys and any(isinstance(a, Tracer) for a in arrays):
+                raise ValueError(_UNKNOWN.format(place=join((*place.path, place.name))))
         if not keys:
             return None
         if self.eager and _traces():
@@ -166,13 +182,23 @@ class _Claims:
 
 
 class Collector:
-    """Applies taps at the calls of tapped layers, and remembers which were reached."""
+    """Applies taps at the calls of tapped layers, and remembers which were reached.
 
-    def __init__(self, taps: Taps, eager: bool = False):
-        self.taps, self.eager = taps, eager
+    Args:
+      taps: the tapped layers.
+      eager: whether operations run at once, outside of any trace.
+      repeated: keys of the statistics that are measured of one array more than once;
+        None if that is not known.
+    """
+
+    def __init__(
+        self, taps: Taps, eager: bool = False, repeated: frozenset[str] | None = None
+    ):
+        self.taps, self.eager, self.repeated = taps, eager, repeated
         self.unseen = {layer.stats_key for layer in taps.layers}
-        # The inputs of every tap, by identity, and masks: a shared one counts once.
-        self.inputs: set[tuple[str, int, int]] = set()
+        # By statistic, input and mask: one that calls share counts once.
+        self.tokens: dict[tuple[str, int, int], tuple[jax.Array, Any]] = {}
+        self.watched: list[weakref.ref] = []
         self.identities = Identities()
         self.reached: set[str] = set()
 
@@ -193,15 +219,22 @@ class Collector:
             raise _Nested  # what is traced and kept (`nn.jit`) would keep the mask
         if t.layer.statistic.reads_cotangent:  # which differs from call to call
             return emit(t, y, x, mask)
+        if self.repeated is not None and key not in self.repeated:
+            return emit(t, y, x, mask)
         which = 0 if mask is None else self.identities.number(mask)
+        # In this very trace alone: from another branch of `nn.cond` or another
+        # `nn.remat` nothing can be shared. Sums of the same rows, or of those of the
+        # branch that ran, have the right mean all the same.
+        state = current_trace()
         seen = (key, self.identities.number(x), which)
-        if seen in self.inputs:
-            return y
-        # Not seen in this very trace: the other layer is in another branch of
-        # `nn.cond`, in another `nn.remat`, or left out. Sums of the same rows, or of
-        # those of the branch that ran, have the right mean all the same.
-        self.inputs.add(seen)
-        return emit(t, y, x, mask)
+        token, made_in = self.tokens.get(seen, (None, None))
+        if token is None or made_in != state:
+            token = once(t, x, mask)
+            self.tokens[seen] = (token, state)
+            # Kept as long as its input is: a trace that is over has neither.
+            drop = functools.partial(_drop, self.tokens, seen)
+            self.watched.append(weakref.ref(x, drop))
+        return attach(y, token)
 
     def probe(self, key: str, t: Tap) -> Tap:
         """Returns ``t``; notes whether anything at all reaches its cotangent."""
@@ -237,6 +270,10 @@ class Collector:
             )
 
 
+def _drop(tokens: dict[Any, Any], seen: Any, _: Any) -> None:
+    tokens.pop(seen, None)
+
+
 def _has_value(leaf: Any) -> bool:
     return hasattr(leaf, "perturbed")
 
@@ -263,6 +300,13 @@ def refuse_repeated(taps: Taps, plan: Plan) -> None:
 
 def _refuse(plan: Plan) -> None:
     """Raises if a layer's statistic would not be what its metric needs."""
+    for key in plan.hidden:
+        raise ValueError(
+            f"layer '{key or '.'}': the loss calls the model inside a function with a "
+            "derivative of its own (jax.custom_vjp, jax.custom_jvp), which taps cannot "
+            "enter. Wrap less than the model in it, or take its parameters from "
+            "`linen.without_taps(params)` and leave the layer out of the taps."
+        )
     for key in plan.mixed:
         raise ValueError(
             f"layer '{key or '.'}': the loss calls one transformed function (jax.jit, "
@@ -331,6 +375,13 @@ def _differentiates(function: Callable[..., Any], params: Any) -> bool:
         return False
     return True
 
+
+_UNKNOWN = (
+    "`loss_fn` looks at numbers while it runs, so that it cannot be traced beforehand, "
+    "and calls a model with a kernel '{place}' that is none of `params` as it is: "
+    "whether it comes from them cannot be told. Make the loss traceable (jax.lax.cond "
+    "for `if`), or call the model with the parameters themselves."
+)
 
 _FORWARD = (
     "`loss_fn` differentiates the network in forward mode (jax.jvp, jax.jacfwd, "

@@ -37,13 +37,16 @@ class Tags:
     Attributes:
       kernels: names of the kernels that it is made of, element by element.
       data: whether it depends on the model's inputs or outputs.
+      moved: whether elements are no longer where they were in the kernel.
     """
 
     kernels: frozenset[str] = frozenset()
     data: bool = False
+    moved: bool = False
 
     def __or__(self, other: "Tags") -> "Tags":
-        return Tags(self.kernels | other.kernels, self.data or other.data)
+        kernels, data = self.kernels | other.kernels, self.data or other.data
+        return Tags(kernels, data, self.moved or other.moved)
 
 
 _Row: TypeAlias = list[Tags]
@@ -58,12 +61,14 @@ class Flow:
       mixed: sites where other kernels arrive at one time than at another, though they
         are one place in Python: a function that JAX keeps was called with several.
       uses: how often each site is used, loops unrolled.
+      hidden: sites inside a function with a derivative of its own.
       outside: kernels that are contracted with data outside of every site's own call,
-        and by which primitive.
+        or arrive at a site transposed, and by which primitive.
     """
 
     kernels: dict[int, frozenset[str]] = field(default_factory=dict)
     mixed: set[int] = field(default_factory=set)
+    hidden: set[int] = field(default_factory=set)
     uses: Counter[int] = field(default_factory=Counter)
     outside: dict[str, str] = field(default_factory=dict)
 
@@ -136,6 +141,8 @@ def _apply(flow: Flow, eqn: Any, row: _Row, within: frozenset[int]) -> _Row:
         branches = [_follow(flow, each, row[1:], within) for each in inner]
         return [_any(tags) for tags in zip(*branches)]
     if inner:
+        if name.startswith(("custom_vjp_call", "custom_jvp_call")):
+            flow.hidden |= set().union(*(_sites_in(each) for each in inner))
         if len(inner) == 1 and len(inner[0].invars) == len(row):
             return _follow(flow, inner[0], row, within)
         return [Tags(data=_any(row).data)] * len(eqn.outvars)
@@ -150,6 +157,9 @@ def _apply(flow: Flow, eqn: Any, row: _Row, within: frozenset[int]) -> _Row:
 def _marked(flow: Flow, name: str, tags: Tags) -> Tags:
     kind, _, site = name.partition(":")
     if kind == _KERNEL:
+        if tags.moved:
+            flow.outside.update(dict.fromkeys(tags.kernels, "transpose"))
+            tags = Tags(data=tags.data)
         before = flow.kernels.setdefault(int(site), tags.kernels)
         if before != tags.kernels:
             flow.mixed.add(int(site))
@@ -160,13 +170,39 @@ def _marked(flow: Flow, name: str, tags: Tags) -> Tags:
 
 
 def _elementwise(eqn: Any, row: _Row, out: Any) -> Tags:
-    size = getattr(out.aval, "size", None)
     same = [
-        tags.kernels
+        tags
         for var, tags in zip(eqn.invars, row)
-        if getattr(var.aval, "size", None) == size
+        if tags.kernels and _covers(var.aval, out.aval)
     ]
-    return Tags(frozenset().union(*same), _any(row).data)
+    moved = eqn.primitive.name in ("transpose", "rev") or _any(same).moved
+    kernels = _any(same).kernels
+    return Tags(kernels, _any(row).data, moved and bool(kernels))
+
+
+def _covers(array: Any, out: Any) -> bool:
+    """Whether an array has the size of a result, or lies along its last axes.
+
+    The latter under ``vmap``, where what is not mapped over meets what is.
+    """
+    if getattr(out, "size", None) == array.size:
+        return True
+    shape = list(array.shape)
+    while shape and shape[0] == 1:
+        del shape[0]
+    return bool(shape) and list(getattr(out, "shape", ()))[-len(shape) :] == shape
+
+
+def _sites_in(jaxpr: Jaxpr) -> set[int]:
+    """Returns the sites whose kernels are marked in a jaxpr."""
+    sites: set[int] = set()
+    for eqn in jaxpr.eqns:
+        kind, _, site = str(eqn.params.get("name", "")).partition(":")
+        if eqn.primitive.name == "name" and kind == _KERNEL:
+            sites.add(int(site))
+        for inner in subjaxprs(eqn.params):
+            sites |= _sites_in(inner)
+    return sites
 
 
 def _note_outside(flow: Flow, eqn: Any, row: _Row, within: frozenset[int]) -> None:

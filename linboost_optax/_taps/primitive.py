@@ -88,6 +88,57 @@ def _emitted(t: Tap, sees_output: bool, y: jax.Array, x: jax.Array, rows: Any) -
     return _emit(t.layer, sees_output, y, x, value, rows)
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _once(layer: Layer, x: jax.Array, t: Any, rows: Any, zero: jax.Array):
+    return zero
+
+
+def _once_fwd(layer, x, t, rows, zero):
+    return _once(layer, x, t, rows, zero), (x, rows)
+
+
+def _once_bwd(layer, residuals, uses):
+    # Zero where no call's output mattered, in a branch that did not run.
+    _, _, value, _ = _emit_bwd(layer, False, residuals, None)
+    value = jax.tree.map(lambda leaf: jnp.where(uses > 0, leaf, 0), value)
+    return None, value, None, None
+
+
+_once.defvjp(_once_fwd, _once_bwd)
+
+
+@jax.custom_vjp
+def _attached(y: jax.Array, token: jax.Array):
+    return y
+
+
+_attached.defvjp(
+    lambda y, token: (_attached(y, token), token),
+    lambda token, g: (g, jnp.ones_like(token)),
+)
+
+
+def once(t: Tap, x: jax.Array, rows: jax.Array | None = None) -> jax.Array:
+    """Returns a token: its cotangent measures ``x`` once, for all that it is part of.
+
+    The input of several calls is measured if the output of any of them matters, which
+    nobody knows when the first is made. See ``attach``.
+    """
+    if rows is not None:
+        check_fits(t.layer, rows, x)
+    x, value = jax.lax.stop_gradient(x), _vary_like(t, x)
+    zero = jnp.zeros(())
+    if x.size and jax.sharding.get_abstract_mesh().manual_axes:
+        one = replicated(lambda x: x.reshape(-1)[0], x)
+        zero = jnp.where(one == one, zero, zero)
+    return _once(t.layer, x, value, rows, zero)
+
+
+def attach(y: jax.Array, token: jax.Array) -> jax.Array:
+    """Returns ``y``; if it has a cotangent, so has the token."""
+    return _attached(y, token)
+
+
 def _vary_like(t: Tap, x: jax.Array) -> Any:
     """Returns the tap's value, summed over devices where ``x`` is sharded by hand.
 

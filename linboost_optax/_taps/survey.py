@@ -7,9 +7,10 @@ are followed through its jaxpr.
 """
 
 import itertools
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
@@ -26,6 +27,8 @@ from linboost_optax._taps.table import Taps
 # Numbers that are never used again: marks of an earlier survey are told from those of
 # this one.
 _sites = itertools.count()
+# The sites of the surveys under way: a loss may differentiate with taps itself.
+_surveyed: ContextVar[tuple[dict[int, Any], ...]] = ContextVar("surveyed", default=())
 
 
 class Place(NamedTuple):
@@ -78,6 +81,8 @@ class Plan:
         and by which primitive.
       inputs: numbers of each layer's inputs: equal ones are the same array.
       mixed: layers that share a traced function with other kernels.
+      hidden: layers that are called inside a function with a derivative of its own.
+      repeated: keys of the statistics that are measured of one array more than once.
     """
 
     layers: Mapping[Place, frozenset[str]]
@@ -85,6 +90,8 @@ class Plan:
     outside: Mapping[str, str]
     inputs: Mapping[str, set[int]]
     mixed: frozenset[str]
+    hidden: frozenset[str]
+    repeated: frozenset[str]
 
 
 def survey(
@@ -96,7 +103,7 @@ def survey(
       ValueError: if the parameters lack a tapped layer.
     """
     places_of: dict[int, Place] = {}
-    inputs: defaultdict[int, set[int]] = defaultdict(set)
+    inputs: defaultdict[int, list[int]] = defaultdict(list)
     identities = Identities()
 
     def claim(place: Place, kernel: Any) -> tuple[Any, Any]:
@@ -106,31 +113,52 @@ def survey(
         return marked, Site(site)
 
     def visit(site: Site, call: Callable[[], jax.Array], x: jax.Array) -> jax.Array:
-        inputs[site.number].add(identities.number(x))
+        inputs[site.number].append(identities.number(x))
         with flow.inside(site.number):
             y = call()
         return flow.mark_use(site.number, y, x)
 
     tags = _tags(taps, params) + [Tags(data=True)] * len(jax.tree.leaves(data))
-    for context in (survey_trace, fresh_trace):
-        with context(), adapter.intercept(taps.layers, claim, visit):
-            closed = jax.make_jaxpr(function)(params, *data)
-        found = flow.follow(closed, tags)
-        if found.uses.keys() | found.kernels.keys() <= places_of.keys():
-            break
-        # Marks of an earlier survey: the loss jits what calls the model.
-        places_of.clear()
-        inputs.clear()
+    outer = _surveyed.get()
+    token = _surveyed.set((*outer, places_of))
+    try:
+        for context in (survey_trace(taps), fresh_trace()):
+            with context, adapter.intercept(taps.layers, claim, visit):
+                closed = jax.make_jaxpr(function)(params, *data)
+            found = flow.follow(closed, tags)
+            known = places_of.keys() | frozenset().union(*outer)
+            if found.uses.keys() | found.kernels.keys() <= known:
+                break
+            # Marks of an earlier survey: the loss jits what calls the model.
+            places_of.clear()
+            inputs.clear()
+    finally:
+        _surveyed.reset(token)
+    own = {site: keys for site, keys in found.kernels.items() if site in places_of}
 
+    stats_key = {layer.key: layer.stats_key for layer in taps.layers}
+    times: Counter[tuple[str, int]] = Counter()
     uses: defaultdict[str, int] = defaultdict(int)
     seen: defaultdict[str, set[int]] = defaultdict(set)
-    for site, keys in found.kernels.items():
+    for site, keys in own.items():
         for key in keys:
             uses[key] += found.uses[site]
-            seen[key] |= inputs[site]
-    kernels = {places_of[site]: keys for site, keys in found.kernels.items() if keys}
-    mixed = frozenset().union(*(found.kernels[site] for site in found.mixed))
-    return Plan(kernels, uses, found.outside, seen, mixed)
+            seen[key] |= set(inputs[site])
+            for number in inputs[site]:
+                times[stats_key[key], number] += 1
+
+    def of_layers(sites: Iterable[int]) -> frozenset[str]:
+        return frozenset().union(*(own.get(site, ()) for site in sites))
+
+    return Plan(
+        layers={places_of[site]: keys for site, keys in own.items() if keys},
+        uses=uses,
+        outside=found.outside,
+        inputs=seen,
+        mixed=of_layers(found.mixed),
+        hidden=of_layers(found.hidden),
+        repeated=frozenset(key for (key, _), n in times.items() if n > 1),
+    )
 
 
 @jax.tree_util.register_static

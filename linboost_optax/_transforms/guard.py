@@ -15,10 +15,20 @@ def all_finite(tree: Any) -> jax.Array:
     # Scaled down, none of fewer than 2**60 terms overflows; what is bad stays bad.
     sums = [
         jnp.sum(leaf.astype(wide.dtype(leaf.dtype)) * 2.0**-60)
-        for leaf in jax.tree.leaves(tree)
+        for leaf in map(jnp.asarray, jax.tree.leaves(tree))
         if jnp.issubdtype(leaf.dtype, jnp.inexact)
     ]
     return jnp.all(jnp.asarray([jnp.isfinite(each) for each in sums], jnp.bool_))
+
+
+def stays_finite(old: Any, new: Any) -> jax.Array:
+    """Returns whether no array of a state has become infinite or NaN.
+
+    One that was so before is meant so: a best value so far starts at infinity.
+    """
+    pairs = zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=True)
+    each = [all_finite(after) | ~all_finite(before) for before, after in pairs]
+    return jnp.all(jnp.asarray(each, jnp.bool_))
 
 
 def keep_if(

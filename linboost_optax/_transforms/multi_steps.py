@@ -134,7 +134,6 @@ def multi_steps(
     ) -> tuple[optax.Updates, MultiStepsState]:
         refuse_optax_multi_steps()
         stats = statistics.check(stats, taps.layers)
-        good = all_finite((updates, stats))
         count = state.mini_step + 1
         grads = jax.tree.map(
             lambda g, mean: (
@@ -144,9 +143,11 @@ def multi_steps(
             state.acc_grads,
         )
         total = jax.tree.map(jnp.add, state.acc_stats, stats)
+        # Differences and sums of what is finite may overflow.
+        good = all_finite((updates, stats, grads, total))
 
         def step() -> tuple[optax.Updates, MultiStepsState]:
-            mean = wide.narrow_like(grads, updates, params)
+            mean = wide.narrow_like(grads, updates, None)
             new, inner_state = inner.update(
                 mean, state.inner_opt_state, params, stats=total, **extra_args
             )
@@ -154,8 +155,8 @@ def multi_steps(
                 mini_step=jnp.zeros_like(state.mini_step),
                 gradient_step=jnp.asarray(optax.safe_increment(state.gradient_step)),
                 inner_opt_state=inner_state,
-                acc_grads=jax.tree.map(jnp.zeros_like, grads),
-                acc_stats=jax.tree.map(jnp.zeros_like, total),
+                acc_grads=jax.tree.map(_nothing_like, grads),
+                acc_stats=jax.tree.map(_nothing_like, total),
                 skipped_mini_steps=state.skipped_mini_steps,
             )
 
@@ -163,7 +164,9 @@ def multi_steps(
         like, _ = jax.eval_shape(step)
 
         def wait() -> tuple[optax.Updates, MultiStepsState]:
-            nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
+            nothing = jax.tree.map(
+                lambda leaf, g: _nothing_like(g).astype(leaf.dtype), like, updates
+            )
             keep = jax.tree.map(
                 lambda new, old: jnp.where(good, new, old),
                 (count, grads, total),
@@ -181,6 +184,12 @@ def multi_steps(
         return jax.lax.cond(good & (count >= k), step, wait)
 
     return explained(init_fn, update_fn)
+
+
+def _nothing_like(x: jax.Array) -> jax.Array:
+    """Returns zeros of the type of ``x``: as sharded, and as different by device."""
+    zeros = jnp.zeros_like(x)
+    return jnp.where(x == x, zeros, zeros)
 
 
 def refuse_optax_multi_steps() -> None:

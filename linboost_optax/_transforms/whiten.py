@@ -15,7 +15,7 @@ from linboost_optax._solvers import base as solvers
 from linboost_optax._solvers.base import Whitens
 from linboost_optax._taps import Taps, check_taps
 from linboost_optax._transforms import flags, wide
-from linboost_optax._transforms.guard import all_finite, keep_if
+from linboost_optax._transforms.guard import all_finite, keep_if, stays_finite
 from linboost_optax._transforms.multi_steps import refuse_optax_multi_steps
 from linboost_optax._transforms.state import explained
 
@@ -149,7 +149,7 @@ def whiten(
         step, inner_state = inner.update(whitened, state.inner, v, **extra_args)
         step = preconditioner.map(_unwhiten, metric, step)
         new = WhitenState(
-            count=state.count + 1,
+            count=optax.safe_increment(state.count),
             metric=flags.to_numbers(metric),
             inner=inner_state,
             skipped=state.skipped,
@@ -157,7 +157,8 @@ def whiten(
         step = wide.narrow_like(step, updates, params)
         # The inner optimizer may turn finite numbers into others, and hide them: an
         # infinite second moment makes a step of zero, for ever.
-        good = all_finite((whitened, views, step, inner_state))
+        good = all_finite((whitened, views, step))
+        good &= stays_finite(state.inner, inner_state)
         return keep_if(good, step, new, state)
 
     return explained(init_fn, update_fn)

@@ -78,7 +78,8 @@ class _Calls:
         # Flags are what all scopes of one call inherit: children, those that a lifted
         # transform makes, and those that a bound model goes on with.
         root = scope.root
-        if self.leaf not in root.flags:
+        known = root.flags.get(self.leaf)
+        if known is None or known.calls is not self:  # or of another context
             self._enter(root)
         carry: _Carry = root.flags[self.leaf]
         if carry.active:
@@ -90,12 +91,11 @@ class _Calls:
     def _enter(self, root: Any) -> None:
         ours = any(str(flag).startswith(LEAF) for flag in root.flags)
         params = root._variables.get("params")
-        carry = _Carry(self._claimed(params) if isinstance(params, Mapping) else [])
-        if carry.payloads:
-            tree = params if ours else _copy_dicts(params)
-            for path, name, kernel, _ in carry.payloads:
-                descend(tree, path)[name] = kernel
-            root._variables["params"] = carry.tree = tree
+        claimed = self._claimed(params) if isinstance(params, Mapping) else []
+        carry = _Carry(self, claimed)
+        if claimed:
+            carry.tree = params if ours else _copy_dicts(params)
+            root._variables["params"] = carry.tree
         root.flags = freeze({**root.flags, self.leaf: carry})
 
     def _claimed(self, params: Mapping) -> list[tuple[Path, str, Any, Any]]:
@@ -124,6 +124,8 @@ class _Calls:
             return None, None
         payload = scope.get_variable("params", self.leaf)
         reason = registry.reason_elsewhere(context)
+        if reason is not None and not isinstance(payload, tuple):
+            return None, None  # nothing is measured, a loss is looked at
         if reason is not None and payload:
             where = join(context.module.path) or "."
             raise ValueError(
@@ -138,8 +140,8 @@ class _Calls:
 class _Carry:
     """What one call of a model carries, beside its kernels."""
 
-    def __init__(self, payloads: list[tuple[Path, str, Any, Any]]):
-        self.payloads = payloads
+    def __init__(self, calls: _Calls, payloads: list[tuple[Path, str, Any, Any]]):
+        self.calls, self.payloads = calls, payloads
         self.tree: Any = {}
         self.active = False
 
@@ -157,14 +159,20 @@ class _Carry:
         The dictionaries stay the same: scopes of submodules hold references to them.
         """
         self.active = True
-        for path, _, _, payload in self.payloads:
-            descend(self.tree, path)[leaf] = payload
+        before = []
+        for path, name, kernel, payload in self.payloads:
+            branch = descend(self.tree, path)
+            before.append(branch[name])
+            branch |= {name: kernel, leaf: payload}
         try:
             yield
         finally:
             self.active = False
-            for path, _, _, _ in self.payloads:
-                descend(self.tree, path).pop(leaf, None)
+            for (path, name, kernel, _), old in zip(self.payloads, before):
+                branch = descend(self.tree, path)
+                branch.pop(leaf, None)
+                if branch.get(name) is kernel:  # and not what the model made of it
+                    branch[name] = old
 
 
 def innermost(next_fun, args, kwargs, context, around: Callable[..., Any]) -> Any:
