@@ -154,7 +154,7 @@ def scale_by_lnb(
         step = wide.narrow_like(step, updates, params)
         good &= all_finite(wide.narrow_leaves(step))
         new = ScaleByLNBState(
-            count=optax.safe_increment(state.count),
+            count=jnp.asarray(optax.safe_increment(state.count)),
             momentum=momentum,
             metric=flags.to_numbers(metric),
             starts=starts,

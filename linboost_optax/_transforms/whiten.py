@@ -149,7 +149,7 @@ def whiten(
         step, inner_state = inner.update(whitened, state.inner, v, **extra_args)
         step = preconditioner.map(_unwhiten, metric, step)
         new = WhitenState(
-            count=optax.safe_increment(state.count),
+            count=jnp.asarray(optax.safe_increment(state.count)),
             metric=flags.to_numbers(metric),
             inner=inner_state,
             skipped=state.skipped,
