@@ -857,3 +857,26 @@ def test_a_head_beside_a_tapped_embedding_of_its_shape():
 
     _, _, stats = linen.value_and_grad(loss, taps)(params, TOKENS)
     np.testing.assert_array_equal(stats["source"].count, [6])
+
+
+@BOTH
+def test_a_module_that_looks_at_its_own_parameters_and_their_cotangents(jit):
+    class Own(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            layer = nn.Dense(2, name="layer")
+            y, pullback = nn.vjp(lambda layer, x: layer(x), layer, x)
+            cotangents, _ = pullback(jnp.ones_like(y))
+            norms = [jnp.linalg.norm(leaf) for leaf in jax.tree.leaves(cotangents)]
+            own = jax.tree.leaves(layer.variables["params"])
+            return jnp.sum(y**2) + sum(norms) + sum(jnp.sum(jnp.exp(p)) for p in own)
+
+    model = Own()
+    params, taps = initial(model, X), linen.taps(model, X, statistic="gram")
+
+    def loss(params, x):
+        return model.apply({"params": params}, x)
+
+    value, grads, stats = step_of(loss, taps, jit)(params, X)
+    same((value, grads), jax.value_and_grad(loss)(params, X), 1e-6)
+    check_gram(stats["layer"], X)

@@ -14,7 +14,7 @@ from linboost_optax._layer import join
 from linboost_optax._taps import rows
 from linboost_optax._taps.fresh import current_trace, fresh_trace
 from linboost_optax._taps.identity import Identities
-from linboost_optax._taps.primitive import Tap, attach, emit, once
+from linboost_optax._taps.primitive import Mark, Tap, attach, emit, once
 from linboost_optax._taps.survey import Adapter, Place, Plan, kernels, survey
 from linboost_optax._taps.table import Taps
 
@@ -107,7 +107,9 @@ def _collect(
 
     def tapped(params, zeros):
         probed = {key: collector.probe(key, zero) for key, zero in zeros.items()}
-        claims = _Claims(taps, plan, params, by_layer(taps, probed), eager, claims_made)
+        of_layer = by_layer(taps, probed)
+        claims = _Claims(taps, plan, params, of_layer, eager, claims_made)
+        collector.of_layer = of_layer
         with adapter.intercept(taps.layers, claims, collector):
             return loss(params)
 
@@ -165,7 +167,7 @@ class _Claims:
         self.plan, self.by_layer, self.eager = plan, by_layer, eager
         self.made = made
 
-    def __call__(self, place: Place, kernel: Any) -> tuple[Any, tuple[Tap, ...]] | None:
+    def __call__(self, place: Place, kernel: Any) -> tuple[Any, tuple[Any, ...]] | None:
         if self.plan is not None:
             keys = self.plan.layers.get(place, frozenset())
         else:
@@ -178,7 +180,20 @@ class _Claims:
         if self.eager and _traces():
             raise _Nested
         self.made.add(place)
-        return kernel, tuple(self.by_layer[key] for key in sorted(keys))
+        return kernel, tuple(self._carried(self.by_layer[key]) for key in sorted(keys))
+
+    def _carried(self, t: Tap) -> Tap | Mark:
+        """Returns a layer's tap, or a mark where calls can close over the tap instead.
+
+        What is carried is seen by a module that walks over its own parameters, or over
+        their cotangents (`nn.vjp`): better if there is nothing in it. It has to be
+        carried where a lifted transform slices it along with a stack of kernels, where
+        JAX keeps what it traces, and where it does not let arrays be closed over.
+        """
+        if self.plan is None or t.layer.stack:
+            return t
+        kept = self.plan.nested if self.eager else self.plan.entered
+        return t if t.layer.key in kept else Mark(t.layer)
 
 
 class Collector:
@@ -201,12 +216,14 @@ class Collector:
         self.watched: list[weakref.ref] = []
         self.identities = Identities()
         self.reached: set[str] = set()
+        self.of_layer: Mapping[str, Tap] = {}  # to close over
 
     def __call__(
-        self, taps: tuple[Tap, ...], call: Callable[[], jax.Array], x: jax.Array
+        self, carried: tuple[Any, ...], call: Callable[[], jax.Array], x: jax.Array
     ) -> jax.Array:
         y = call()
-        for t in taps:
+        for each in carried:
+            t = self.of_layer[each.layer.key] if isinstance(each, Mark) else each
             y = self._tapped(t, y, x)
         return y
 

@@ -62,6 +62,8 @@ class Flow:
         are one place in Python: a function that JAX keeps was called with several.
       uses: how often each site is used, loops unrolled.
       hidden: sites inside a function with a derivative of its own.
+      entered: sites that such a function uses, whose kernels arrive outside of it.
+      nested: sites that are used inside an equation.
       outside: kernels that are contracted with data outside of every site's own call,
         or arrive at a site transposed, and by which primitive.
     """
@@ -69,6 +71,8 @@ class Flow:
     kernels: dict[int, frozenset[str]] = field(default_factory=dict)
     mixed: set[int] = field(default_factory=set)
     hidden: set[int] = field(default_factory=set)
+    entered: set[int] = field(default_factory=set)
+    nested: set[int] = field(default_factory=set)
     uses: Counter[int] = field(default_factory=Counter)
     outside: dict[str, str] = field(default_factory=dict)
 
@@ -110,6 +114,9 @@ def follow(closed: ClosedJaxpr, tags: Sequence[Tags]) -> Flow:
     flow = Flow()
     _follow(flow, closed.jaxpr, list(tags), frozenset())
     flow.uses = count(closed.jaxpr)
+    for eqn in closed.jaxpr.eqns:
+        for inner in subjaxprs(eqn.params):
+            flow.nested |= _sites_in(inner, _USE)
     return flow
 
 
@@ -142,7 +149,10 @@ def _apply(flow: Flow, eqn: Any, row: _Row, within: frozenset[int]) -> _Row:
         return [_any(tags) for tags in zip(*branches)]
     if inner:
         if name.startswith(("custom_vjp_call", "custom_jvp_call")):
-            flow.hidden |= set().union(*(_sites_in(each) for each in inner))
+            hidden = set().union(*(_sites_in(each, _KERNEL) for each in inner))
+            used = set().union(*(_sites_in(each, _USE) for each in inner))
+            flow.hidden |= hidden
+            flow.entered |= used - hidden
         if len(inner) == 1 and len(inner[0].invars) == len(row):
             return _follow(flow, inner[0], row, within)
         return [Tags(data=_any(row).data)] * len(eqn.outvars)
@@ -193,15 +203,15 @@ def _covers(array: Any, out: Any) -> bool:
     return bool(shape) and list(getattr(out, "shape", ()))[-len(shape) :] == shape
 
 
-def _sites_in(jaxpr: Jaxpr) -> set[int]:
-    """Returns the sites whose kernels are marked in a jaxpr."""
+def _sites_in(jaxpr: Jaxpr, mark: str) -> set[int]:
+    """Returns the sites with a kind of mark in a jaxpr."""
     sites: set[int] = set()
     for eqn in jaxpr.eqns:
         kind, _, site = str(eqn.params.get("name", "")).partition(":")
-        if eqn.primitive.name == "name" and kind == _KERNEL:
+        if eqn.primitive.name == "name" and kind == mark:
             sites.add(int(site))
         for inner in subjaxprs(eqn.params):
-            sites |= _sites_in(inner)
+            sites |= _sites_in(inner, mark)
     return sites
 
 

@@ -83,6 +83,8 @@ class Plan:
       mixed: layers that share a traced function with other kernels.
       hidden: layers that are called inside a function with a derivative of its own.
       repeated: keys of the statistics that are measured of one array more than once.
+      entered: layers that a function with a derivative of its own in the model uses.
+      nested: layers that are used inside what JAX traces: loops, branches, `jit`.
     """
 
     layers: Mapping[Place, frozenset[str]]
@@ -92,6 +94,8 @@ class Plan:
     mixed: frozenset[str]
     hidden: frozenset[str]
     repeated: frozenset[str]
+    entered: frozenset[str]
+    nested: frozenset[str]
 
 
 def survey(
@@ -157,6 +161,8 @@ def survey(
         inputs=seen,
         mixed=of_layers(found.mixed),
         hidden=of_layers(found.hidden),
+        entered=of_layers(found.entered),
+        nested=of_layers(found.nested),
         repeated=frozenset(key for (key, _), n in times.items() if n > 1),
     )
 

@@ -21,7 +21,6 @@ from flax.core import freeze
 from linboost_optax._adapters.linen import registry
 from linboost_optax._kinds import Kind
 from linboost_optax._layer import Layer, Path, join
-from linboost_optax._taps import Tap
 from linboost_optax._taps.survey import Claim, Place, Visit
 
 LEAF = "linboost_tap"
@@ -53,9 +52,8 @@ def intercept(layers: Iterable[Layer], claim: Claim, visit: Visit) -> Iterator[N
 
 def _visited(entry, payload, visit, context, method, args, kwargs):
     x = entry.input(args, kwargs)
-    for t in jax.tree.leaves(payload, is_leaf=lambda leaf: isinstance(leaf, Tap)):
-        if isinstance(t, Tap):
-            _check_call(t.layer, entry.describe(context.module, x), x)
+    for each in payload if isinstance(payload, tuple) else ():
+        _check_call(each.layer, entry.describe(context.module, x), x)
     return visit(payload, lambda: method(*args, **kwargs), x)
 
 
