@@ -38,3 +38,13 @@ def optimized():
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def drop_caches():
+    """Frees what a file of tests has traced and compiled: together it fills a memory.
+
+    What the next file needs again, it reads from the cache on disk.
+    """
+    yield
+    jax.clear_caches()

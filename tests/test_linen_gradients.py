@@ -278,7 +278,7 @@ def test_attend_after_taps_of_lookups_alone():
 
     with pytest.raises(
         ValueError,
-        match=r"tapped for its own call alone.*`attend`: Embed.attend uses its tr",
+        match=r"'\.': the loss multiplies its kernel with activations outside of",
     ):
         linen.value_and_grad(tied, taps)(params, tokens)
 

@@ -109,7 +109,7 @@ def _collect(
         probed = {key: collector.probe(key, zero) for key, zero in zeros.items()}
         of_layer = by_layer(taps, probed)
         claims = _Claims(taps, plan, params, of_layer, eager, claims_made)
-        collector.of_layer = of_layer
+        collector.of_layer, collector.trace = of_layer, current_trace()
         with adapter.intercept(taps.layers, claims, collector):
             return loss(params)
 
@@ -212,8 +212,8 @@ class Collector:
         self.taps, self.eager, self.repeated = taps, eager, repeated
         self.unseen = {layer.stats_key for layer in taps.layers}
         # By statistic, input and mask: one that calls share counts once.
-        self.tokens: dict[tuple[str, int, int], tuple[jax.Array, Any]] = {}
-        self.watched: list[weakref.ref] = []
+        self.tokens: dict[Any, tuple[Callable[[], jax.Array | None], Any]] = {}
+        self.trace: Any = None
         self.identities = Identities()
         self.reached: set[str] = set()
         self.of_layer: Mapping[str, Tap] = {}  # to close over
@@ -244,13 +244,14 @@ class Collector:
         # branch that ran, have the right mean all the same.
         state = current_trace()
         seen = (key, self.identities.number(x), which)
-        token, made_in = self.tokens.get(seen, (None, None))
-        if token is None or made_in != state:
+        kept, made_in = self.tokens.get(seen, (_nothing, None))
+        token = kept() if made_in == state else None
+        if token is None:
             token = once(t, x, mask)
-            self.tokens[seen] = (token, state)
-            # Kept as long as its input is: a trace that is over has neither.
-            drop = functools.partial(_drop, self.tokens, seen)
-            self.watched.append(weakref.ref(x, drop))
+            # Kept alive in the loss's own trace alone: what outlives others is a leak.
+            own = state == self.trace
+            kept = functools.partial(_itself, token) if own else weakref.ref(token)
+            self.tokens[seen] = (kept, state)
         return attach(y, token)
 
     def probe(self, key: str, t: Tap) -> Tap:
@@ -287,8 +288,12 @@ class Collector:
             )
 
 
-def _drop(tokens: dict[Any, Any], seen: Any, _: Any) -> None:
-    tokens.pop(seen, None)
+def _itself(token: jax.Array) -> jax.Array:
+    return token
+
+
+def _nothing() -> None:
+    return None
 
 
 def _has_value(leaf: Any) -> bool:

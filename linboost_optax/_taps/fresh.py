@@ -1,6 +1,5 @@
 """Traces that are not served from JAX's caches what was traced for another end."""
 
-import contextlib
 from collections.abc import Hashable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -32,10 +31,7 @@ def masked_trace() -> AbstractContextManager[Any]:
     Operations that run at once are compiled for it only once. Where nothing is served
     from outside anyway, nothing is served from another mask's context either.
     """
-    value = _context.value
-    if isinstance(value, tuple) and value[0] == _SURVEY:  # masks are not looked at
-        return contextlib.nullcontext()
-    return _context(_MASKED if value in (None, _MASKED) else object())
+    return _context(_MASKED if _context.value in (None, _MASKED) else object())
 
 
 _MASKED, _SURVEY = "masked", "survey"
