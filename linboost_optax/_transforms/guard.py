@@ -8,27 +8,29 @@ import optax
 
 from linboost_optax._transforms import wide
 
+# Scaled down, none of fewer than 2**60 terms of a sum overflows; what is bad stays bad.
+_SMALL = 2.0**-60
+
 
 def all_finite(tree: Any) -> jax.Array:
     """Returns whether every number in a tree is finite; their sums may overflow."""
     # A sum is finite only if its terms are, and is the cheapest look at an array.
-    # Scaled down, none of fewer than 2**60 terms overflows; what is bad stays bad.
-    sums = [
-        jnp.sum(leaf.astype(wide.dtype(leaf.dtype)) * 2.0**-60)
-        for leaf in map(jnp.asarray, jax.tree.leaves(tree))
-        if jnp.issubdtype(leaf.dtype, jnp.inexact)
-    ]
+    return _finite([jnp.sum(leaf * _SMALL) for leaf in _floats(tree)])
+
+
+def squares_finite(tree: Any) -> jax.Array:
+    """Returns whether every number in a tree is finite, and its square is."""
+    return _finite([jnp.sum(leaf * leaf * _SMALL) for leaf in _floats(tree)])
+
+
+def _floats(tree: Any) -> list[jax.Array]:
+    leaves = map(jnp.asarray, jax.tree.leaves(tree))
+    kept = [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+    return [leaf.astype(wide.dtype(leaf.dtype)) for leaf in kept]
+
+
+def _finite(sums: list[jax.Array]) -> jax.Array:
     return jnp.all(jnp.asarray([jnp.isfinite(each) for each in sums], jnp.bool_))
-
-
-def stays_finite(old: Any, new: Any) -> jax.Array:
-    """Returns whether no array of a state has become infinite or NaN.
-
-    One that was so before is meant so: a best value so far starts at infinity.
-    """
-    pairs = zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=True)
-    each = [all_finite(after) | ~all_finite(before) for before, after in pairs]
-    return jnp.all(jnp.asarray(each, jnp.bool_))
 
 
 def keep_if(

