@@ -228,7 +228,7 @@ class Collector:
         return y
 
     def _tapped(self, t: Tap, y: jax.Array, x: jax.Array) -> jax.Array:
-        """Returns ``y``, tapped unless this input was seen by the same tap."""
+        """Returns ``y``, part of what measures its input: once for all its calls."""
         key = t.layer.stats_key
         self.unseen.discard(key)
         mask = rows.mask_of(t.layer, self.taps)
@@ -322,14 +322,14 @@ def refuse_repeated(taps: Taps, plan: Plan) -> None:
 
 def _refuse(plan: Plan) -> None:
     """Raises if a layer's statistic would not be what its metric needs."""
-    for key in plan.hidden:
+    for key in sorted(plan.hidden):
         raise ValueError(
             f"layer '{key or '.'}': the loss calls the model inside a function with a "
             "derivative of its own (jax.custom_vjp, jax.custom_jvp), which taps cannot "
             "enter. Wrap less than the model in it, or take its parameters from "
             "`linen.without_taps(params)` and leave the layer out of the taps."
         )
-    for key in plan.mixed:
+    for key in sorted(plan.mixed):
         raise ValueError(
             f"layer '{key or '.'}': the loss calls one transformed function (jax.jit, "
             "jax.checkpoint) with this layer's kernel and with another one, and JAX "
@@ -337,7 +337,7 @@ def _refuse(plan: Plan) -> None:
             "inside the loss and jit the whole step, or transform a function of its "
             "own for each: `jax.jit(lambda params, x: model.apply(params, x))`."
         )
-    for key, primitive in plan.outside.items():
+    for key, primitive in sorted(plan.outside.items()):
         raise ValueError(
             f"layer '{key or '.'}': the loss multiplies its kernel with activations "
             f"outside of the layer's own call (by `{primitive}`), which the layer's "

@@ -113,10 +113,10 @@ def follow(closed: ClosedJaxpr, tags: Sequence[Tags]) -> Flow:
     """
     flow = Flow()
     _follow(flow, closed.jaxpr, list(tags), frozenset())
-    flow.uses = count(closed.jaxpr)
+    flow.uses = count(closed.jaxpr, _USE)
     for eqn in closed.jaxpr.eqns:
         for inner in subjaxprs(eqn.params):
-            flow.nested |= _sites_in(inner, _USE)
+            flow.nested |= count(inner, _USE).keys()
     return flow
 
 
@@ -149,10 +149,10 @@ def _apply(flow: Flow, eqn: Any, row: _Row, within: frozenset[int]) -> _Row:
         return [_any(tags) for tags in zip(*branches)]
     if inner:
         if name.startswith(("custom_vjp_call", "custom_jvp_call")):
-            hidden = set().union(*(_sites_in(each, _KERNEL) for each in inner))
-            used = set().union(*(_sites_in(each, _USE) for each in inner))
-            flow.hidden |= hidden
-            flow.entered |= used - hidden
+            for each in inner:
+                hidden = count(each, _KERNEL).keys()
+                flow.hidden |= hidden
+                flow.entered |= count(each, _USE).keys() - hidden
         if len(inner) == 1 and len(inner[0].invars) == len(row):
             return _follow(flow, inner[0], row, within)
         return [Tags(data=_any(row).data)] * len(eqn.outvars)
@@ -201,18 +201,6 @@ def _covers(array: Any, out: Any) -> bool:
     while shape and shape[0] == 1:
         del shape[0]
     return bool(shape) and list(getattr(out, "shape", ()))[-len(shape) :] == shape
-
-
-def _sites_in(jaxpr: Jaxpr, mark: str) -> set[int]:
-    """Returns the sites with a kind of mark in a jaxpr."""
-    sites: set[int] = set()
-    for eqn in jaxpr.eqns:
-        kind, _, site = str(eqn.params.get("name", "")).partition(":")
-        if eqn.primitive.name == "name" and kind == mark:
-            sites.add(int(site))
-        for inner in subjaxprs(eqn.params):
-            sites |= _sites_in(inner, mark)
-    return sites
 
 
 def _note_outside(flow: Flow, eqn: Any, row: _Row, within: frozenset[int]) -> None:
@@ -274,18 +262,18 @@ def _any(row: Sequence[Tags]) -> Tags:
     return result
 
 
-def count(jaxpr: Jaxpr) -> Counter[int]:
-    """Returns the number of uses of each site, loops unrolled.
+def count(jaxpr: Jaxpr, mark: str) -> Counter[int]:
+    """Returns how many numbers have a kind of mark, by site, loops unrolled.
 
-    Two calls, a loop over time and a ``vmap`` with shared weights look nothing alike in
-    Python; in a jaxpr they all show as more than one mark.
+    A use has one. Two calls, a loop over time and a ``vmap`` with shared weights look
+    nothing alike in Python; in a jaxpr they all show as more than one mark.
     """
     total: Counter[int] = Counter()
     for eqn in jaxpr.eqns:
         kind, _, site = str(eqn.params.get("name", "")).partition(":")
-        if eqn.primitive.name == "name" and kind == _USE:
+        if eqn.primitive.name == "name" and kind == mark:
             total[int(site)] += eqn.outvars[0].aval.size  # pyright: ignore[reportAttributeAccessIssue]
-        inner = [count(sub) for sub in subjaxprs(eqn.params)]
+        inner = [count(sub, mark) for sub in subjaxprs(eqn.params)]
         if eqn.primitive.name == "cond":  # one branch runs
             total += _union(inner)
             continue

@@ -96,8 +96,7 @@ def emit(
 def _emitted(t: Tap, sees_output: bool, y: jax.Array, x: jax.Array, rows: Any) -> Any:
     if rows is not None:
         check_fits(t.layer, rows, x)
-    x, value = jax.lax.stop_gradient(x), _vary_like(t, x)
-    return _emit(t.layer, sees_output, y, x, value, rows)
+    return _emit(t.layer, sees_output, y, jax.lax.stop_gradient(x), _own(t, x), rows)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -120,12 +119,13 @@ _once.defvjp(_once_fwd, _once_bwd)
 
 
 @jax.custom_vjp
-def _attached(y: jax.Array, token: jax.Array):
+def attach(y: jax.Array, token: jax.Array) -> jax.Array:
+    """Returns ``y``; if it has a cotangent, so has the token."""
     return y
 
 
-_attached.defvjp(
-    lambda y, token: (_attached(y, token), token),
+attach.defvjp(
+    lambda y, token: (attach(y, token), token),
     lambda token, g: (g, jnp.ones_like(token)),
 )
 
@@ -138,34 +138,30 @@ def once(t: Tap, x: jax.Array, rows: jax.Array | None = None) -> jax.Array:
     """
     if rows is not None:
         check_fits(t.layer, rows, x)
-    x, value = jax.lax.stop_gradient(x), _vary_like(t, x)
-    zero = jnp.zeros(())
-    if x.size and jax.sharding.get_abstract_mesh().manual_axes:
-        one = replicated(lambda x: x.reshape(-1)[0], x)
-        zero = jnp.where(one == one, zero, zero)
-    return _once(t.layer, x, value, rows, zero)
+    zero = _vary_like(x, jnp.zeros(()))
+    return _once(t.layer, jax.lax.stop_gradient(x), _own(t, x), rows, zero)
 
 
-def attach(y: jax.Array, token: jax.Array) -> jax.Array:
-    """Returns ``y``; if it has a cotangent, so has the token."""
-    return _attached(y, token)
-
-
-def _vary_like(t: Tap, x: jax.Array) -> Any:
-    """Returns the tap's value, summed over devices where ``x`` is sharded by hand.
-
-    Inside ``jax.shard_map`` inputs differ from device to device and the tap does not.
-    A select on ``x`` says so to JAX, and its transpose is the sum, as for the weights.
-    """
-    value = here(t.value)
-    if x.size == 0 or not jax.sharding.get_abstract_mesh().manual_axes:
-        return value
-    if not t.layer.statistic.additive:
+def _own(t: Tap, x: jax.Array) -> Any:
+    """Returns the tap's value as an array of this place, next to the input."""
+    by_hand = x.size and jax.sharding.get_abstract_mesh().manual_axes
+    if by_hand and not t.layer.statistic.additive:
         raise ValueError(
             f"layer '{t.layer}' has `statistic` '{t.layer.statistic.name}', which "
             "cannot be added up over the devices of jax.shard_map. Use 'gram' or "
             "'moments', which can; or jax.jit with sharded arrays."
         )
+    return _vary_like(x, here(t.value))
+
+
+def _vary_like(x: jax.Array, value: Any) -> Any:
+    """Returns ``value``, summed over devices where ``x`` is sharded by hand.
+
+    Inside ``jax.shard_map`` inputs differ from device to device and ``value`` does not.
+    A select on ``x`` says so to JAX, and its transpose is the sum, as for the weights.
+    """
+    if x.size == 0 or not jax.sharding.get_abstract_mesh().manual_axes:
+        return value
     one = replicated(lambda x: x.reshape(-1)[0], x)
     return jax.tree.map(lambda leaf: jnp.where(one == one, leaf, leaf), value)
 

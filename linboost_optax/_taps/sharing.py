@@ -15,15 +15,11 @@ class InputRecord:
         self._identities = Identities()
         self._sources: dict[Hashable, Path] = {}
 
-    def number(self, x: Any) -> int:
-        """Returns a number that tells inputs apart."""
-        return self._identities.number(x)
-
     def share(self, layer: Layer, x: Any) -> Layer:
         """Returns the layer, served by an earlier one with this input and design."""
         if layer.statistic.reads_cotangent:
             return layer
-        key = (self.number(x), layer.design_key)
+        key = (self._identities.number(x), layer.design_key)
         source = self._sources.setdefault(key, layer.path)
         return layer if source == layer.path else replace(layer, source=source)
 

@@ -12,12 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from linboost_optax._statistics import accumulation_dtype
+
 
 def dtype(of: jax.typing.DTypeLike) -> jnp.dtype:
     """Returns the dtype to add up numbers of a dtype in: narrow floats in float32."""
-    of = jnp.dtype(of)
-    narrow = jnp.issubdtype(of, jnp.floating) and of.itemsize < 4
-    return jnp.dtype(jnp.float32) if narrow else of
+    floating = jnp.issubdtype(of, jnp.floating)
+    return accumulation_dtype(of) if floating else jnp.dtype(of)
 
 
 def widen(tree: Any) -> Any:

@@ -16,13 +16,14 @@ def check_model(model: object) -> None:
             f"`model` must be a flax.linen.Module, got the class {model.__name__}. "
             f"Make an instance first: `{model.__name__}(...)`."
         )
-    got, way = type(model).__name__, "those of other frameworks are described by "
+    got = type(model).__name__
     bases = type.mro(model if isinstance(model, type) else type(model))
     if any(base.__module__.startswith("flax.nnx") for base in bases):
         got = f"the flax.nnx module {got}"
     raise TypeError(
         f"`model` must be a flax.linen.Module, got {got}. Call `linen.taps(model, x)` "
-        f"with a Linen model and the arguments of its own call; {way}`lbo.dense_taps`."
+        "with a Linen model and the arguments of its own call; those of other "
+        "frameworks are described by `lbo.dense_taps`."
     )
 
 
