@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from linboost_optax import _statistics
 from linboost_optax._layer import Affine, Layer
-from linboost_optax._precondition import slots, stats
+from linboost_optax._precondition import flags, slots, stats
 from linboost_optax._precondition.slots import Slot
 from linboost_optax._sharding import replicated
 from linboost_optax._solvers.base import Metric, Solves, SolvesFrom
@@ -37,6 +37,14 @@ class Member(Generic[M]):
     layer: Layer
     metric: M
     state_key: str
+
+    def update(self, state: Any, view: Any, step: jax.Array) -> Any:
+        """Returns the state after one batch."""
+        return flags.to_numbers(self.metric.update(self.as_seen(state), view, step))
+
+    def as_seen(self, state: Any) -> Any:
+        """Returns a state as the metric made it."""
+        return flags.from_numbers(state, jax.eval_shape(self.metric.init))
 
 
 @dataclass(frozen=True)
@@ -67,7 +75,10 @@ class Preconditioner(Generic[M]):
 
     def init(self) -> dict[str, Any]:
         """Returns the states, one for all layers that share a statistic."""
-        return {key: each.metric.init() for key, each in self._by_state().items()}
+        return {
+            key: flags.to_numbers(each.metric.init())
+            for key, each in self._by_state().items()
+        }
 
     def read(self, values: Any) -> dict[str, Any]:
         """Returns what is needed of the statistics, by state; checks them first."""
@@ -82,7 +93,7 @@ class Preconditioner(Generic[M]):
     ) -> dict[str, Any]:
         """Returns the states after one batch."""
         return {
-            key: replicated(each.metric.update, states[key], views[key], step)
+            key: replicated(each.update, states[key], views[key], step)
             for key, each in self._by_state().items()
         }
 
@@ -96,7 +107,7 @@ class Preconditioner(Generic[M]):
         leaves, treedef = jax.tree.flatten(tree)
         mapped = list(leaves)
         for each, slot in zip(self.members, self.slots):
-            apply = functools.partial(_mapped, function, each.metric)
+            apply = functools.partial(_mapped, function, each)
             slot.apply(apply, leaves, mapped, states[each.state_key])
         return jax.tree.unflatten(treedef, mapped)
 
@@ -139,7 +150,7 @@ def solve(
     for each, slot in zip(preconditioner.members, preconditioner.slots):
         start = starts.get(each.layer.key)
         args = (states[each.state_key], views[each.state_key], start)
-        apply = functools.partial(_solved, each.metric)
+        apply = functools.partial(_solved, each)
         start = slot.apply(apply, leaves, solved, *args)
         if start is not None:
             new[each.layer.key] = start
@@ -147,10 +158,11 @@ def solve(
 
 
 def _solved(
-    metric: Solves | SolvesFrom, g: Affine, state: Any, view: Any, start: Any
+    member: Member[Solves | SolvesFrom], g: Affine, state: Any, view: Any, start: Any
 ) -> tuple[Affine, Any]:
     """Returns one layer's ``H``, and where its next solve starts."""
-    state, view = _as(g, (state, view))
+    metric = member.metric
+    state, view = _as(g, (member.as_seen(state), view))
     # A layer that saw no sample has no metric of its own in this step.
     seen = view.count > 0
     if isinstance(metric, SolvesFrom):
@@ -162,9 +174,12 @@ def _solved(
 
 
 def _mapped(
-    function: Callable[[M, Any, Affine], Affine], metric: M, affine: Affine, state: Any
+    function: Callable[[M, Any, Affine], Affine],
+    member: Member[M],
+    affine: Affine,
+    state: Any,
 ) -> tuple[Affine, None]:
-    return function(metric, _as(affine, state), affine), None
+    return function(member.metric, _as(affine, member.as_seen(state)), affine), None
 
 
 def _as(affine: Affine, tree: _Tree) -> _Tree:

@@ -16,10 +16,9 @@ from linboost_optax._precondition.preconditioner import (
 from linboost_optax._solvers import Cholesky, Solver
 from linboost_optax._solvers import base as solvers
 from linboost_optax._taps import Taps, check_taps
-from linboost_optax._transforms import flags, wide
+from linboost_optax._transforms import wide
+from linboost_optax._transforms.checked import checked
 from linboost_optax._transforms.guard import all_finite, keep_if
-from linboost_optax._transforms.multi_steps import refuse_optax_multi_steps
-from linboost_optax._transforms.state import explained
 
 _DEFAULT = Cholesky()
 
@@ -117,7 +116,7 @@ def scale_by_lnb(
         return ScaleByLNBState(
             count=jnp.zeros((), jnp.int32),
             momentum=wide.zeros_like(params),
-            metric=flags.to_numbers(preconditioner.init()),
+            metric=preconditioner.init(),
             starts=init_starts(preconditioner, params),
             skipped=jnp.zeros((), jnp.int32),
         )
@@ -131,7 +130,6 @@ def scale_by_lnb(
         **extra_args: Any,
     ) -> tuple[optax.Updates, ScaleByLNBState]:
         del extra_args
-        refuse_optax_multi_steps()
         preconditioner = Preconditioner.of(taps, solver.bind, updates)
         views = preconditioner.read(stats)
         momentum = jax.tree.map(
@@ -141,8 +139,7 @@ def scale_by_lnb(
         )
         gradients, treedef = jax.tree.flatten(momentum)
         leaves = [_bias_correct(m, b_g, state.count + 1) for m in gradients]
-        metric = flags.from_numbers(state.metric, jax.eval_shape(preconditioner.init))
-        metric = preconditioner.update(metric, views, state.count)
+        metric = preconditioner.update(state.metric, views, state.count)
         solved, starts = solve(preconditioner, metric, views, state.starts, leaves)
 
         # One number sees every gradient and, through H, every statistic.
@@ -156,13 +153,13 @@ def scale_by_lnb(
         new = ScaleByLNBState(
             count=jnp.asarray(optax.safe_increment(state.count)),
             momentum=momentum,
-            metric=flags.to_numbers(metric),
+            metric=metric,
             starts=starts,
             skipped=state.skipped,
         )
         return keep_if(good, step, new, state)
 
-    return explained(init_fn, update_fn)
+    return checked(init_fn, update_fn)
 
 
 def _bias_correct(m: jax.Array, decay: float, count: jax.Array) -> jax.Array:

@@ -1,6 +1,5 @@
 """Micro-batches: the mean of their gradients, the sum of their statistics."""
 
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -12,8 +11,8 @@ from linboost_optax import _checks
 from linboost_optax._precondition import stats as statistics
 from linboost_optax._taps import Taps, check_taps
 from linboost_optax._transforms import wide
+from linboost_optax._transforms.checked import checked
 from linboost_optax._transforms.guard import all_finite, count_unless
-from linboost_optax._transforms.state import explained
 
 
 class MultiStepsState(NamedTuple):
@@ -132,7 +131,6 @@ def multi_steps(
         stats: Mapping[str, Any] | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, MultiStepsState]:
-        refuse_optax_multi_steps()
         stats = statistics.check(stats, taps.layers)
         count = state.mini_step + 1
         grads = jax.tree.map(
@@ -183,28 +181,10 @@ def multi_steps(
         k = k(state.gradient_step) if callable(k) else k
         return jax.lax.cond(good & (count >= k), step, wait)
 
-    return explained(init_fn, update_fn)
+    return checked(init_fn, update_fn)
 
 
 def _nothing_like(x: jax.Array) -> jax.Array:
     """Returns zeros of the type of ``x``: as sharded, and as different by device."""
     zeros = jnp.zeros_like(x)
     return jnp.where(x == x, zeros, zeros)
-
-
-def refuse_optax_multi_steps() -> None:
-    """Raises while ``optax.MultiSteps`` runs the optimizer.
-
-    It runs its optimizer on every micro-batch and throws away what that returns, state
-    included, but for the last: nothing in the arrays can tell, and nothing can be kept.
-    So it is looked for among the callers, once a trace.
-    """
-    frame = inspect.currentframe()
-    while frame is not None:
-        if frame.f_code is optax.MultiSteps.update.__code__:
-            raise ValueError(
-                "`optax.MultiSteps` hands on the statistics of the last micro-batch "
-                "alone, beside the mean of all gradients. Use `lbo.multi_steps(tx, "
-                "taps, every_k_schedule)`, which adds statistics up."
-            )
-        frame = frame.f_back

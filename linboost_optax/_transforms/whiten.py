@@ -14,10 +14,9 @@ from linboost_optax._solvers import Cholesky, Solver
 from linboost_optax._solvers import base as solvers
 from linboost_optax._solvers.base import Whitens
 from linboost_optax._taps import Taps, check_taps
-from linboost_optax._transforms import flags, wide
+from linboost_optax._transforms import wide
+from linboost_optax._transforms.checked import checked
 from linboost_optax._transforms.guard import all_finite, keep_if, squares_finite
-from linboost_optax._transforms.multi_steps import refuse_optax_multi_steps
-from linboost_optax._transforms.state import explained
 
 _DEFAULT = Cholesky()
 
@@ -124,7 +123,7 @@ def whiten(
         # The first coordinates are the weights themselves: nothing was seen yet.
         return WhitenState(
             count=jnp.zeros((), jnp.int32),
-            metric=flags.to_numbers(preconditioner.init()),
+            metric=preconditioner.init(),
             inner=inner.init(wide.widen(params)),
             skipped=jnp.zeros((), jnp.int32),
         )
@@ -137,11 +136,9 @@ def whiten(
         stats: Mapping[str, Any] | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, WhitenState]:
-        refuse_optax_multi_steps()
         preconditioner: Preconditioner[Whitens] = Preconditioner.of(taps, bind, updates)
         views = preconditioner.read(stats)
-        metric = flags.from_numbers(state.metric, jax.eval_shape(preconditioner.init))
-        metric = preconditioner.update(metric, views, state.count)
+        metric = preconditioner.update(state.metric, views, state.count)
         v = None
         if params is not None:
             v = preconditioner.map(_coordinates, metric, wide.widen(params))
@@ -150,7 +147,7 @@ def whiten(
         step = preconditioner.map(_unwhiten, metric, step)
         new = WhitenState(
             count=jnp.asarray(optax.safe_increment(state.count)),
-            metric=flags.to_numbers(metric),
+            metric=metric,
             inner=inner_state,
             skipped=state.skipped,
         )
@@ -161,7 +158,7 @@ def whiten(
         good = all_finite((views, wide.narrow_leaves(step))) & squares_finite(whitened)
         return keep_if(good, step, new, state)
 
-    return explained(init_fn, update_fn)
+    return checked(init_fn, update_fn)
 
 
 def _whiten(metric: Whitens, state: Any, g: Affine) -> Affine:

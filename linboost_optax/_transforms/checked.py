@@ -1,5 +1,6 @@
-"""States of another optimizer, or for another tree, told apart when an update fails."""
+"""What is checked around every update that reads statistics."""
 
+import inspect
 from typing import Any
 
 import jax
@@ -7,15 +8,17 @@ import jax.numpy as jnp
 import optax
 
 
-def explained(
+def checked(
     init_fn: optax.TransformInitFn, update_fn: optax.TransformUpdateExtraArgsFn
 ) -> optax.GradientTransformationExtraArgs:
-    """Returns a transformation whose errors tell where a state does not fit it.
+    """Returns a transformation that refuses ``optax.MultiSteps`` and explains states.
 
-    Nothing is looked at unless an update fails: a state that fits costs nothing.
+    Its errors tell where a state does not fit it. Nothing of that is looked at unless
+    an update fails: a state that fits costs nothing.
     """
 
     def update(updates, state, params=None, **extra_args):
+        _refuse_optax_multi_steps()
         try:
             return update_fn(updates, state, params, **extra_args)
         except Exception as error:
@@ -25,6 +28,24 @@ def explained(
             raise
 
     return optax.GradientTransformationExtraArgs(init_fn, update)
+
+
+def _refuse_optax_multi_steps() -> None:
+    """Raises while ``optax.MultiSteps`` runs the optimizer.
+
+    It runs its optimizer on every micro-batch and throws away what that returns, state
+    included, but for the last: nothing in the arrays can tell, and nothing can be kept.
+    So it is looked for among the callers, once a trace.
+    """
+    frame = inspect.currentframe()
+    while frame is not None:
+        if frame.f_code is optax.MultiSteps.update.__code__:
+            raise ValueError(
+                "`optax.MultiSteps` hands on the statistics of the last micro-batch "
+                "alone, beside the mean of all gradients. Use `lbo.multi_steps(tx, "
+                "taps, every_k_schedule)`, which adds statistics up."
+            )
+        frame = frame.f_back
 
 
 def _mismatch(init_fn: optax.TransformInitFn, updates: Any, state: Any) -> str | None:
