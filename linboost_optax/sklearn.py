@@ -3,12 +3,14 @@
 import contextlib
 import itertools
 from numbers import Integral, Real
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from sklearn.base import BaseEstimator, RegressorMixin, _fit_context
+from sklearn.dummy import DummyRegressor
+from sklearn.metrics import mean_absolute_error, mean_squared_error
 from sklearn.model_selection import train_test_split
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
@@ -21,6 +23,7 @@ from sklearn.utils.validation import (
 from linboost_optax.ills import Activation, fit_ills, network, predict
 from linboost_optax.ills._model.activations import TABLE, get_activation
 from linboost_optax.ills._model.initialization import scale_by_fan_in
+from linboost_optax.ills._scaling import Scaling
 from linboost_optax.ills._steps.combine import COMBINES
 from linboost_optax.ills._steps.importance import IMPORTANCES
 from linboost_optax.ills._steps.losses import LOSSES
@@ -216,7 +219,7 @@ class IllsRegressor(RegressorMixin, BaseEstimator):
             self._check_unchanged(targets.shape[1])
             scaling = self._scaling
         else:
-            scaling = _Scaling.of(X, targets, weights)
+            scaling = Scaling.of(X, targets, weights)
         rng = check_random_state(self.random_state)
         X, targets = scaling.inputs(X, dtype), scaling.targets(targets, dtype)
         with _precision(dtype):
@@ -354,40 +357,6 @@ class IllsRegressor(RegressorMixin, BaseEstimator):
         ]
 
 
-class _Scaling(NamedTuple):
-    """Means and spreads of columns, in float64; what is constant has spread 1."""
-
-    x_mean: np.ndarray
-    x_scale: np.ndarray
-    y_mean: np.ndarray
-    y_scale: np.ndarray
-
-    @classmethod
-    def of(cls, X, y, weights) -> "_Scaling":
-        return cls(*_moments(X, weights), *_moments(y, weights))
-
-    def inputs(self, X, dtype):
-        # Far outside the training range the network is flat; overflow helps nobody.
-        scaled = np.clip((X - self.x_mean) / self.x_scale, -1e3, 1e3)
-        return scaled.astype(dtype, copy=False)
-
-    def targets(self, y, dtype):
-        # Before the cast: an offset would take the digits of what varies.
-        return ((y - self.y_mean) / self.y_scale).astype(dtype, copy=False)
-
-    def predictions(self, scaled):
-        return (self.y_mean + self.y_scale * scaled).astype(scaled.dtype, copy=False)
-
-
-def _moments(a, weights):
-    a64 = a.astype(np.float64, copy=False)
-    mean = np.average(a64, axis=0, weights=weights)
-    spread = np.sqrt(np.average((a64 - mean) ** 2, axis=0, weights=weights))
-    # A constant column would only have its rounding blown up.
-    constant = spread <= 10 * np.finfo(a.dtype).eps * np.abs(mean)
-    return mean, np.where(constant | (spread == 0), 1.0, spread)
-
-
 def _columns(y):
     """Returns targets ``[sample, output]`` in floating point, their own where it is."""
     y = y.reshape(len(y), -1)
@@ -418,18 +387,12 @@ def _refuse_masked(name, given):
 def _loss_of_a_constant(loss, y, weights):
     """Returns the least held-out loss of a constant a column, which scores 0."""
     y = np.asarray(y, np.float64)
-    if loss == "squared":
-        error = (y - np.average(y, axis=0, weights=weights)) ** 2
-    else:
-        error = np.abs(y - [_weighted_median(column, weights) for column in y.T])
-    least = np.mean(np.average(error, axis=0, weights=weights))
+    squared = loss == "squared"
+    best = DummyRegressor(strategy="mean" if squared else "median")
+    constant: Any = best.fit(y, y, sample_weight=weights).predict(y)
+    error = mean_squared_error if squared else mean_absolute_error
+    least = error(y, constant.reshape(y.shape), sample_weight=weights)
     return max(float(least), np.finfo(np.float64).tiny)
-
-
-def _weighted_median(a, weights):
-    order = np.argsort(a)
-    below = np.cumsum(np.asarray(weights, np.float64)[order])
-    return a[order][np.searchsorted(below, below[-1] / 2)]
 
 
 def _cast_to(dtype):
