@@ -13,7 +13,7 @@ from linboost_optax._adapters.linen import discovery, interception, mistakes
 from linboost_optax._adapters.linen.registry import register
 from linboost_optax._statistics import Rule
 from linboost_optax._taps import Taps, check_taps, collect, flow
-from linboost_optax._taps.collect import refuse_repeated
+from linboost_optax._taps.plan import refuse_repeated
 from linboost_optax._taps.selection import named
 from linboost_optax._taps.sharing import keep_shared, without
 from linboost_optax.ills._model.linen import network

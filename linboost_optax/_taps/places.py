@@ -1,9 +1,8 @@
 """Where the tapped layers' parameters are in a tree of parameters."""
 
-from collections.abc import Mapping
 from typing import Any
 
-from linboost_optax._layer import Layer, Path
+from linboost_optax._layer import Path
 
 
 def name_of(entry: Any) -> str:
@@ -37,8 +36,3 @@ def index(entries: list[tuple[Any, Any]]) -> dict[Path, Any]:
             cut = tuple(part for name in bare for part in name.split("/"))
             pieces.setdefault(cut, value)
     return {**pieces, **shorter, **found}
-
-
-def find(layer: Layer, name: str, where: Mapping[Path, Any]) -> Any:
-    """Returns what is at a layer's parameter; raises KeyError if nothing is."""
-    return where[(*layer.path, name)]

@@ -8,20 +8,21 @@ are followed through its jaxpr.
 
 import itertools
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
-from linboost_optax._layer import Layer, Path
+from linboost_optax._layer import Layer
 from linboost_optax._taps import flow, places
 from linboost_optax._taps.flow import Tags
 from linboost_optax._taps.fresh import fresh_trace, survey_trace
 from linboost_optax._taps.identity import Identities
+from linboost_optax._taps.plan import Place, Plan
 from linboost_optax._taps.table import Taps
 
 # Numbers that are never used again: marks of an earlier survey are told from those of
@@ -29,20 +30,6 @@ from linboost_optax._taps.table import Taps
 _sites = itertools.count()
 # The sites of the surveys under way: a loss may differentiate with taps itself.
 _surveyed: ContextVar[tuple[dict[int, Any], ...]] = ContextVar("surveyed", default=())
-
-
-class Place(NamedTuple):
-    """A kernel in one call of a model.
-
-    Attributes:
-      call: number of the model call, in the order in which a loss makes them.
-      path: where the kernel's branch is among the parameters of that call.
-      name: of the kernel there.
-    """
-
-    call: int
-    path: Path
-    name: str
 
 
 # What is carried to a kernel's call: maps a place and the array there to the array to
@@ -68,34 +55,6 @@ class Adapter(Protocol):
             input that reaches the kernel.
         """
         ...
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What was found out about a loss.
-
-    Attributes:
-      layers: keys of the layers whose kernels arrive at each place.
-      uses: how often each layer is used, loops unrolled.
-      outside: layers whose kernel is contracted with data outside of its layer's call,
-        and by which primitive.
-      inputs: numbers of each layer's inputs: equal ones are the same array.
-      mixed: layers that share a traced function with other kernels.
-      hidden: layers that are called inside a function with a derivative of its own.
-      repeated: keys of the statistics that are measured of one array more than once.
-      entered: layers that a function with a derivative of its own in the model uses.
-      nested: layers that are used inside what JAX traces: loops, branches, `jit`.
-    """
-
-    layers: Mapping[Place, frozenset[str]]
-    uses: Mapping[str, int]
-    outside: Mapping[str, str]
-    inputs: Mapping[str, set[int]]
-    mixed: frozenset[str]
-    hidden: frozenset[str]
-    repeated: frozenset[str]
-    entered: frozenset[str]
-    nested: frozenset[str]
 
 
 def survey(
@@ -194,7 +153,7 @@ def kernels(taps: Taps, params: Any) -> list[tuple[Layer, int]]:
     found = []
     for layer in taps.layers:
         try:
-            where = places.find(layer, layer.kernel, index)
+            where = index[(*layer.path, layer.kernel)]
         except KeyError:
             raise ValueError(_LACKING.format(layer=layer)) from None
         got, want = jnp.shape(leaves[where][1]), layer.shapes[layer.kernel]

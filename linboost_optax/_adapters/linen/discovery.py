@@ -27,9 +27,11 @@ from linboost_optax._sharding import unsharded
 from linboost_optax._statistics import Rule, Statistic
 from linboost_optax._statistics.base import accumulation_dtype
 from linboost_optax._taps import Plain, Tap, Taps
+from linboost_optax._taps.arguments import of_arrays
 from linboost_optax._taps.fresh import fresh_trace
+from linboost_optax._taps.plan import Plan
 from linboost_optax._taps.sharing import InputRecord
-from linboost_optax._taps.survey import Plan, survey
+from linboost_optax._taps.survey import survey
 
 
 class LayerFinder:
@@ -157,31 +159,23 @@ def _under_map_variables() -> bool:
     return False
 
 
-def abstract(
+def _abstract(
     function: Callable[..., Any], args: tuple, kwargs: Mapping[str, Any]
 ) -> tuple[Callable[..., Any], list[Any]]:
     """Splits arguments: returns a function of arrays alone, and those arrays."""
-    flat, treedef = jax.tree.flatten((args, dict(kwargs)))
-    is_array = [
-        isinstance(leaf, jax.ShapeDtypeStruct) or hasattr(leaf, "__array__")
-        for leaf in flat
-    ]
-    arrays = [unsharded(leaf) for leaf, yes in zip(flat, is_array) if yes]
+    called, arrays = of_arrays(function, args, kwargs, _is_array)
+    return called, [unsharded(array) for array in arrays]
 
-    def of_arrays(first: Any, arrays: list[Any]) -> Any:
-        values = iter(arrays)
-        leaves = [next(values) if yes else leaf for leaf, yes in zip(flat, is_array)]
-        args, kwargs = jax.tree.unflatten(treedef, leaves)
-        return function(first, *args, **kwargs)
 
-    return of_arrays, arrays
+def _is_array(leaf: Any) -> bool:
+    return isinstance(leaf, jax.ShapeDtypeStruct) or hasattr(leaf, "__array__")
 
 
 def trace_init(
     model: nn.Module, found: LayerFinder, rngs: Any, args: tuple, kwargs: Mapping
 ) -> dict:
     """Returns the shapes of the model's variables, taps among its parameters."""
-    init, arrays = abstract(model.init, args, kwargs)
+    init, arrays = _abstract(model.init, args, kwargs)
     with fresh_trace(), nn.intercept_methods(found):
         return dict(unfreeze(jax.eval_shape(init, rngs, arrays)))
 
@@ -205,7 +199,7 @@ def trace_call(
     """
     streams = dict(rngs) if isinstance(rngs, Mapping) else {"params": rngs}
     apply = functools.partial(model.apply, rngs=streams, mutable=True)
-    apply, arrays = abstract(apply, args, kwargs)
+    apply, arrays = _abstract(apply, args, kwargs)
     try:
         return survey(interception, taps, apply, variables, arrays)
     except Exception:

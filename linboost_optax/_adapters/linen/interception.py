@@ -21,7 +21,8 @@ from flax.core import freeze
 from linboost_optax._adapters.linen import registry
 from linboost_optax._kinds import Kind
 from linboost_optax._layer import Layer, Path, join
-from linboost_optax._taps.survey import Claim, Place, Visit
+from linboost_optax._taps.plan import Place
+from linboost_optax._taps.survey import Claim, Visit
 
 LEAF = "linboost_tap"
 # A gradient inside a loss may have taps of its own: a leaf each.
