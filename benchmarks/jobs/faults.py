@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,17 +17,14 @@ from tqdm import tqdm
 
 from benchmarks.faults import injection, interrupted, training
 from benchmarks.faults.mistakes import MISTAKES, try_mistake
+from benchmarks.faults.tables import describe
 from benchmarks.faults.training import COMPETITORS, Competitor, Run, Setting
+from benchmarks.faults.verdict import CLOSE, PEAK, Cell, against, falls
 from benchmarks.job import Job, Options, Result
-from benchmarks.tables import table
 
-CLOSE = 1.1  # of the clean run's loss: as near as this counts as reached
-PEAK = 10.0  # of the first loss: a detour higher than this is told
 RATES = (0.05, 0.2, 0.5)
 KILLS = 4
 SIZES = (32, 1, 7, 32, 2, 19)
-
-Cell = dict[str, Any]  # "survived", and the figures that say so
 
 
 def run(name: str, options: Options) -> Result:
@@ -51,7 +49,7 @@ def _batches(options: Options) -> Result:
                 _run(each, setting, seed, _poisoned(poison, rate, setting, seed))
                 for seed in range(options.seeds)
             ]
-            found[name] = _against(clean[name], runs)
+            found[name] = against(clean[name], runs)
         return found
 
     poisons = {**injection.POISONS, **injection.OUTLIERS}
@@ -71,13 +69,10 @@ def _features(options: Options) -> Result:
             data = training.batches(seed, setting)
             return _run(each, setting, seed, data._replace(x=feature(data.x)))
 
-        return _falls([hostile(seed) for seed in range(options.seeds)])
+        return falls([hostile(seed) for seed in range(options.seeds)])
 
     rows = [
-        {
-            "label": label,
-            "cells": {n: cell(each, feature) for n, each in COMPETITORS.items()},
-        }
+        _row(label, functools.partial(cell, feature=feature))
         for label, feature in tqdm(
             injection.FEATURES.items(), desc="features", unit="fault"
         )
@@ -96,7 +91,7 @@ def _extremes(options: Options) -> Result:
                 _run(each, setting, seed, change(training.batches(seed, setting)))
                 for seed in range(options.seeds)
             ]
-            return _falls(runs)
+            return falls(runs)
 
         return cell
 
@@ -121,7 +116,7 @@ def _extremes(options: Options) -> Result:
         "learning rate times 1e6": of(replace(setting, rate=1e6)),
     }
     rows = [
-        {"label": label, "cells": {n: cell(each) for n, each in COMPETITORS.items()}}
+        _row(label, cell)
         for label, cell in tqdm(faults.items(), desc="extremes", unit="fault")
     ]
     return {"title": "Extremes", "seeds": options.seeds, "rows": rows}
@@ -140,14 +135,18 @@ def _clipped(options: Options) -> Result:
             _run(clipped, setting, seed, _poisoned(poison, RATES[0], setting, seed))
             for seed in seeds
         ]
-        return _against(clean, runs)
+        return against(clean, runs)
 
-    row = {
-        "label": f"{label}, {RATES[0]:.0%} of batches",
-        "cells": {name: cell(each) for name, each in COMPETITORS.items()},
-    }
+    row = _row(f"{label}, {RATES[0]:.0%} of batches", cell)
     title = "Outliers behind `optax.clip_by_global_norm(1.0)`"
     return {"title": title, "seeds": options.seeds, "rows": [row]}
+
+
+def _row(label: str, cell: Callable[[Competitor], Cell]) -> dict[str, Any]:
+    return {
+        "label": label,
+        "cells": {name: cell(each) for name, each in COMPETITORS.items()},
+    }
 
 
 def _clip(build: Callable[..., Any]) -> Callable[..., Any]:
@@ -190,31 +189,7 @@ def _changing(each: Competitor, seeds: int) -> Cell:
         before, after = (training.error(at, data) for at in (params, carry[0]))
         return Run(np.asarray(losses), before, after, after, sound, carry)
 
-    return _falls([changing(seed) for seed in range(seeds)])
-
-
-# --- what counts as survived ------------------------------------------------------
-
-
-def _against(clean: list[float], runs: list[Run]) -> Cell:
-    """The loss against the same run's without the fault: the worst of the seeds."""
-    ratio = _worst(each.final / want for each, want in zip(runs, clean, strict=True))
-    sound = all(each.sound for each in runs)
-    return {"survived": sound and ratio <= CLOSE, "sound": sound, "ratio": ratio}
-
-
-def _falls(runs: list[Run]) -> Cell:
-    """The last loss against the first: the worst of the seeds, and of the way."""
-    ratio = _worst(each.end / each.start for each in runs)
-    peak = _worst(float(np.max(each.losses) / each.start) for each in runs)
-    sound = all(each.sound for each in runs)
-    survived = sound and ratio < 1
-    return {"survived": survived, "sound": sound, "ratio": ratio, "peak": peak}
-
-
-def _worst(ratios: Iterable[float]) -> float:
-    """The largest, and infinite if any is not a number."""
-    return max(ratio if np.isfinite(ratio) else np.inf for ratio in ratios)
+    return falls([changing(seed) for seed in range(seeds)])
 
 
 # --- killed, and mistaken ---------------------------------------------------------
@@ -258,82 +233,6 @@ TASKS: dict[str, Callable[[Options], Result]] = {
     "interrupted": _interrupted,
     "mistakes": _mistakes,
 }
-
-
-# --- tables -----------------------------------------------------------------------
-
-
-def describe(result: Result) -> str:
-    """The table of one kind of fault, and how many were survived."""
-    return {"interrupted": _table_of_deaths, "mistakes": _table_of_mistakes}.get(
-        result["task"], _table_of_faults
-    )(result)
-
-
-def _table_of_faults(result: Result) -> str:
-    names = list(result["rows"][0]["cells"])
-    rows, survived = [], dict.fromkeys(names, 0)
-    for row in result["rows"]:
-        cells = row["cells"]
-        rows.append([row["label"], *(figure(cells[name]) for name in names)])
-        for name in names:
-            survived[name] += cells[name]["survived"]
-    total = len(rows)
-    rows.append(["survived", *(f"{survived[name]} of {total}" for name in names)])
-    return table(["fault", *(COMPETITORS[name].label for name in names)], rows)
-
-
-def figure(cell: Cell) -> str:
-    """A ratio of losses; bold with a `no` where the fault was not survived."""
-    ratio = cell["ratio"]
-    if not cell["sound"]:
-        text = "not finite"
-    else:
-        # A number that is not finite comes back from JSON as None.
-        text = (
-            "loss not finite" if ratio is None or np.isinf(ratio) else f"{ratio:.3g}x"
-        )
-    peak = cell.get("peak")
-    if cell["survived"] and peak is not None and peak > PEAK:
-        text += f", after {peak:.2g}x"
-    return text if cell["survived"] else f"**no**: {text}"
-
-
-def _table_of_deaths(result: Result) -> str:
-    rows = []
-    for row in result["rows"]:
-        deaths = ", ".join(
-            f"{step}{' (in a save)' if in_save else ''}"
-            for step, in_save in row["deaths"]
-        )
-        starts = ", ".join(map(str, row["starts"]))
-        same = "identical" if row["survived"] else "**no**: other bits"
-        rows.append([row["label"], deaths, starts, same])
-    header = ["saved with", "killed from step", "went on from step", "end"]
-    return table(header, rows)
-
-
-def _table_of_mistakes(result: Result) -> str:
-    rows = []
-    for row in result["rows"]:
-        says = row["says"]
-        if row["error"] is None:
-            text = "**no error**"
-        else:
-            text = f"{row['error']}: {_short(says)}".replace("|", "\\|")
-        rows.append([row["label"], text])
-    raised = sum(row["error"] is not None for row in result["rows"])
-    rows.append(["raise", f"{raised} of {len(result['rows'])}"])
-    lines = [["mistake", "error"], ["---", "---"], *rows]
-    # Not aligned: the longest error would be the width of all.
-    return "\n".join(f"| {label} | {text} |" for label, text in lines)
-
-
-def _short(text: str, width: int = 200) -> str:
-    """The beginning of a text, cut between words."""
-    if len(text) <= width:
-        return text
-    return text[:width].rpartition(" ")[0] + " ..."
 
 
 PREFACE = """\

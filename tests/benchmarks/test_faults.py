@@ -7,8 +7,8 @@ import pytest
 
 from benchmarks import driver
 from benchmarks.faults import injection, interrupted, mistakes, training
+from benchmarks.faults.verdict import against, falls, figure
 from benchmarks.jobs import faults
-from benchmarks.jobs.faults import figure
 
 
 def run_of(losses, end, final=0.5, sound=True):
@@ -17,21 +17,21 @@ def run_of(losses, end, final=0.5, sound=True):
 
 def test_the_worst_seed_counts():
     good, bad = run_of([2.0, 1.0], 1.0, 0.51), run_of([2.0, 1.0], 1.0, 0.6)
-    assert faults._against([0.5, 0.5], [good, good])["survived"]
-    cell = faults._against([0.5, 0.5], [good, bad])
+    assert against([0.5, 0.5], [good, good])["survived"]
+    cell = against([0.5, 0.5], [good, bad])
     assert (cell["survived"], cell["ratio"]) == (False, pytest.approx(1.2))
     assert figure(cell) == "**no**: 1.2x"
-    cell = faults._falls([good, run_of([2.0, 90.0], 1.5)])
+    cell = falls([good, run_of([2.0, 90.0], 1.5)])
     assert figure(cell) == "0.75x, after 45x"
-    assert figure(faults._falls([good, run_of([2.0, 3.0], 3.0)])) == "**no**: 1.5x"
+    assert figure(falls([good, run_of([2.0, 3.0], 3.0)])) == "**no**: 1.5x"
 
 
 @pytest.mark.parametrize("final", [np.nan, np.inf])
 def test_what_is_not_finite_is_not_survived(final):
-    cell = faults._against([0.5], [run_of([2.0], 1.0, final)])
+    cell = against([0.5], [run_of([2.0], 1.0, final)])
     assert figure(cell) == "**no**: loss not finite"
     assert figure({**cell, "ratio": None}) == "**no**: loss not finite"  # from JSON
-    cell = faults._against([0.5], [run_of([2.0], 1.0, sound=False)])
+    cell = against([0.5], [run_of([2.0], 1.0, sound=False)])
     assert figure(cell) == "**no**: not finite"
 
 

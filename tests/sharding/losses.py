@@ -40,6 +40,14 @@ def looped(apply, x):
 LOSSES = (per_example, rematerialised, twice, gradient_penalty, looped)
 
 
+def same_over(place, collect, params, x):
+    """Asserts that a function of parameters and a batch returns the same over a mesh."""
+    want = jax.jit(collect)(params, x)
+    with place.context():
+        got = jax.jit(collect)(*place.placed(params, x))
+    close(got, want, TOLERANCE)
+
+
 @dataclass(frozen=True)
 class Shared:
     """One loss: value, gradients and statistics are those of one device."""
@@ -58,10 +66,7 @@ class Shared:
             return self.loss(lambda x: model.apply({"params": params}, x), x)
 
         collect = linen.value_and_grad(loss_fn, taps)
-        want = jax.jit(collect)(params, x)
-        with self.place.context():
-            got = jax.jit(collect)(*self.place.placed(params, x))
-        close(got, want, TOLERANCE)
+        same_over(self.place, collect, params, x)
 
 
 @dataclass(frozen=True)
@@ -81,10 +86,7 @@ class EachExample:
             return jnp.mean(model.apply({"params": params}, x) ** 2)
 
         collect = jax.vmap(linen.value_and_grad(loss_fn, taps), in_axes=(None, 0))
-        want = jax.jit(collect)(params, x)
-        with self.place.context():
-            got = jax.jit(collect)(*self.place.placed(params, x))
-        close(got, want, TOLERANCE)
+        same_over(self.place, collect, params, x)
 
 
 @dataclass(frozen=True)
