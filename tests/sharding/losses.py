@@ -41,7 +41,7 @@ LOSSES = (per_example, rematerialised, twice, gradient_penalty, looped)
 
 
 def same_over(place, collect, params, x):
-    """Asserts that a function of parameters and a batch returns the same over a mesh."""
+    """Asserts that a function returns over a mesh what one device returns."""
     want = jax.jit(collect)(params, x)
     with place.context():
         got = jax.jit(collect)(*place.placed(params, x))
