@@ -1,5 +1,7 @@
 """What JAX can check of a program is clean: leaks, NaNs, precision, donated buffers."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -50,7 +52,7 @@ def transformations(taps):
 
 
 def train(taps, tx, params, steps=2, **jit):
-    @jax.jit(**jit)
+    @functools.partial(jax.jit, **jit)
     def step(params, state):
         loss, grads, stats = linen.value_and_grad(loss_fn, taps)(params, TOKENS)
         updates, state = tx.update(grads, state, params, stats=stats)

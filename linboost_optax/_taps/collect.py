@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 
+from linboost_optax._sharding import here
 from linboost_optax._taps import rows
 from linboost_optax._taps.arguments import of_arrays
 from linboost_optax._taps.collector import Collector, Nested, traces
@@ -110,4 +111,5 @@ def _collect(
         raise Nested
     if not allow_unconnected:
         collector.check()
-    return value, grads, {key: stat.value for key, stat in stats.items()}
+    # JAX 0.8 types the cotangent of a tap that went into `auto_axes` as it is in there.
+    return value, grads, {key: here(stat.value) for key, stat in stats.items()}
