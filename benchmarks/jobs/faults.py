@@ -264,11 +264,12 @@ assert optax.tree.get(state, "skipped") == 1  # the second batch left no other t
 
 Numbers that are finite and absurd are not told from others: clip the gradients
 (`optax.clip_by_global_norm` in front). `IncompleteCholesky` and the statistic `moments`
-have no ridge, nor has what preconditions `ConjugateGradient`: they stretch inputs of any
-scale to one, so standardise inputs that are all tiny; where none of a layer's inputs
-varies, rounding errors decide whether it trains. A sketch of features whose scales differ by more than a thousand knows little
-but their variances. float16 has no room for squared gradients, and Adam's `eps` is zero
-in it; whitened, its state is float32.
+have no ridge, nor has what preconditions `ConjugateGradient`: they stretch inputs of
+any scale to one, so standardise inputs that are all tiny; where none of a layer's
+inputs varies, rounding errors decide whether it trains. A sketch of features whose
+scales differ by more than a thousand knows little but their variances. float16 has no
+room for squared gradients, and Adam's `eps` is zero in it; whitened, its state is
+float32.
 """
 
 JOB = Job(
