@@ -4,13 +4,13 @@ A *twin* is a model of one framework. Its arrays have names, shapes and values i
 common layout, which a table per model maps to the framework's own tree.
 """
 
+import importlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 Common = dict[str, np.ndarray]
 
@@ -167,53 +167,16 @@ def _name(path: tuple[Any, ...]) -> str:
     return name.removesuffix(".value").removesuffix(".raw_value")
 
 
-def weights(model: str) -> Common:
-    """Returns the common initial weights; no two outputs, nor biases, are alike."""
-    rng = np.random.default_rng(0)
-    common = {}
-    for name, shape in SHAPES[model].items():
-        fan_in = int(np.prod(shape[:-1])) if name.endswith(".w") else 16
-        common[name] = rng.normal(size=shape) / np.sqrt(fan_in)
-        common[name] += name.endswith(".scale")
-    return common
+def build(framework: str, name: str) -> Twin:
+    """Returns a twin by the names of its framework and function; needs 64 bits."""
+    module = importlib.import_module(f"tests.frameworks.{framework}_models")
+    return getattr(module, name)()
 
 
-def batches(
-    model: str, steps: int, *, many: bool = False
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Returns inputs and labels of every step.
-
-    Args:
-      model: name in ``SHAPES``.
-      steps: number of batches.
-      many: whether layers get more than the 128 rows of which ``lbo.Auto()`` makes a
-        matrix, those of embeddings and of a layer behind a mean left out.
-    """
-    rng = np.random.default_rng(1)
-    if model == "transformer":
-        tokens = [rng.integers(0, 11, (24 if many else 4, 7)) for _ in range(steps)]
-        return [(t[:, :-1], t[:, 1:]) for t in tokens]
-    few, more, sample = {
-        "mlp": (16, 150, (5,)),
-        "cnn": (8, 16, (6, 6, 2)),  # 9 rows an image
-        "gru": (8, 150, (5, 4)),  # one row a sequence and step
-    }[model]
-    mix = rng.normal(size=(sample[-1], sample[-1]))
-
-    def batch():
-        x = rng.normal(size=(more if many else few, *sample))
-        x = x @ mix + 0.5  # correlated, with a mean
-        return x, rng.integers(0, 3, len(x))
-
-    return [batch() for _ in range(steps)]
-
-
-def loss_of(forward: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """Returns the loss of every twin, of parameters, inputs and labels."""
-
-    def loss_fn(params: Any, x: jax.Array, labels: jax.Array) -> jax.Array:
-        logits = forward(params, x)
-        losses = optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
-        return losses.mean()
-
-    return loss_fn
+def assert_same(got: Common, want: Common, tolerance: float) -> None:
+    """Asserts that all arrays are finite and agree."""
+    assert got.keys() == want.keys()
+    for name in want:
+        np.testing.assert_allclose(
+            got[name], want[name], 0, tolerance, equal_nan=False, err_msg=name
+        )
