@@ -81,7 +81,8 @@ def taps(
         mistakes.explain(model, args, kwargs, error)
         raise
     advice = functools.partial(discovery.advice, seen)
-    return layers.taps_of(program, params, asked, exclude, advice)
+    name = f"`model` {type(model).__name__}"
+    return layers.taps_of(program, params, asked, exclude, name, advice)
 
 
 _P = ParamSpec("_P")

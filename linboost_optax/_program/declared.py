@@ -29,10 +29,17 @@ def tracing() -> Iterator[None]:
     """A context in which declarations are left in what is traced."""
     token = _tracing.set(True)
     try:
-        with _cache_key("linboost_optax"):
+        with traced_anew("tracing"):
             yield
     finally:
         _tracing.reset(token)
+
+
+@contextmanager
+def traced_anew(what: str) -> Iterator[None]:
+    """A context in which only what was traced in such a context is served."""
+    with _cache_key(frozenset((*(_cache_key.value or ()), what))):
+        yield
 
 
 def is_tracing() -> bool:
@@ -41,9 +48,16 @@ def is_tracing() -> bool:
 
 
 def declare(
-    kind: Kind, y: jax.Array, x: jax.Array, kernel: jax.Array, bias: jax.Array | None
+    kind: Kind | str,
+    y: jax.Array,
+    x: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array | None,
 ) -> jax.Array:
-    """Returns ``y``, declared to be linear in a kernel and bias, with input ``x``."""
+    """Returns ``y``, declared to be linear in a kernel and bias, with input ``x``.
+
+    Where ``kind`` is a sentence, it says why the layer is left alone.
+    """
     if not is_tracing():
         return y
     given = () if bias is None else (bias,)
@@ -55,14 +69,14 @@ layer_p.def_abstract_eval(lambda y, *_, kind: y)
 mlir.register_lowering(layer_p, lambda ctx, y, *_, kind: [y])
 
 
-def _jvp(primals: Sequence[Any], tangents: Sequence[Any], *, kind: Kind) -> Any:
+def _jvp(primals: Sequence[Any], tangents: Sequence[Any], *, kind: Kind | str) -> Any:
     return layer_p.bind(*primals, kind=kind), tangents[0]
 
 
 ad.primitive_jvps[layer_p] = _jvp
 
 
-def _batch(args: Sequence[Any], dims: Sequence[Any], *, kind: Kind) -> Any:
+def _batch(args: Sequence[Any], dims: Sequence[Any], *, kind: Kind | str) -> Any:
     y, x, *weights = args
     if any(dim is not batching.not_mapped for dim in dims[2:]):
         raise NotImplementedError(

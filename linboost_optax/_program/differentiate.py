@@ -43,7 +43,7 @@ def differentiate(
         masks = None if use.rows is None else program.masks[use.rows]
         return None if masks is None else rows.slot_of(masks, layer, taps)
 
-    runner = Runner(layers, slots, eager=not traces())
+    runner = Runner(layers, slots, program.mask_numbers, eager=not traces())
     leaves, treedef = jax.tree.flatten(params)
     arrays, consts = program.arrays, program.closed.consts
 

@@ -28,7 +28,7 @@ Advice = Callable[[Path], str | None]
 _OUTSIDE = "multiplied by what is no layer"
 _UNUSED = "not used by this call"
 _VECTOR = "scales or shifts channels one by one; it has no kernel"
-_OTHER = "is not multiplied with data as a kernel"
+_OTHER = "is not multiplied with data as a kernel; if it is one, see `register`"
 _GEOMETRIES = "used with different geometries; make a layer for each to tap it"
 _NARROW = "is {}; only real, floating kernels have a metric"
 _COMPLEX = "complex inputs; only real ones have a real metric"
@@ -39,6 +39,7 @@ def taps_of(
     params: Any,
     asked: Rule,
     exclude: str | Sequence[str],
+    name: str,
     advice: Advice = lambda _: None,
 ) -> Taps:
     """Returns the taps of a traced function.
@@ -48,6 +49,7 @@ def taps_of(
       params: its parameters, or what has their shapes and dtypes.
       asked: what statistic to take.
       exclude: names of layers to leave alone.
+      name: what errors call the function.
       advice: why a parameter stays plain, for those of which more is known.
 
     Raises:
@@ -63,10 +65,13 @@ def taps_of(
         for i, why in program.outside.items()
         if len(program.shapes[i]) > 1
     }
+    reasons.update(program.left)
     for i, own in uses.items():
         why = _hindrance(own, leaves[i].dtype)
         if why is not None:
             reasons.setdefault(i, why)
+            biases = [use.bias.parameter for use in own if use.bias is not None]
+            reasons.update(dict.fromkeys(biases, why))
     found = _layers(program, uses, reasons, paths, leaves, asked)
     gone = named("exclude", exclude, found.values())
     left = {i for i, layer in found.items() if layer.path in gone}
@@ -87,7 +92,7 @@ def taps_of(
     )
     if not kept:
         raise ValueError(
-            "`model` has no layer that can be tapped: "
+            f"{name} has no layer that can be tapped: "
             f"{ {p.path: p.reason for p in plain} or 'it has no parameters'}. Use a "
             "plain optimizer."
         )

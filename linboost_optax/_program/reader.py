@@ -63,13 +63,17 @@ class Reader:
       uses: of kernels, in the order in which they run.
       outside: parameters that are multiplied with data by what is not read as a layer,
         and why.
+      left: parameters that the user leaves alone, and why.
       masks: by context, the numbers of masks by the names of layers.
+      mask_numbers: masks that have equal ones are the same array.
     """
 
     shapes: dict[int, tuple[int, ...]]
     uses: list[Use] = field(default_factory=list)
     outside: dict[int, str] = field(default_factory=dict)
+    left: dict[int, str] = field(default_factory=dict)
     masks: dict[int, dict[str, int | None]] = field(default_factory=dict)
+    mask_numbers: dict[int, Hashable] = field(default_factory=dict)
     _numbers: dict[Hashable, int] = field(default_factory=dict)
     _fresh: Iterator[int] = field(default_factory=itertools.count)
 
@@ -93,7 +97,10 @@ class Reader:
         for i, eqn in enumerate(jaxpr.eqns):
             row = [value(var) for var in eqn.invars]
             here = at.at(str(eqn.source_info.name_stack))
-            known.update(zip(eqn.outvars, self._equation(scope, i, eqn, row, here)))
+            values = self._equation(scope, i, eqn, row, here)
+            if here.backward:
+                values = [replace(value, gradient=True) for value in values]
+            known.update(zip(eqn.outvars, values))
         return scope, [value(var) for var in jaxpr.outvars]
 
     def parameter(self, number: int, shape: tuple[int, ...]) -> Value:
@@ -125,7 +132,10 @@ class Reader:
                 return base
             mask = marks.mask_of(mark)
             if mask is not None:
-                self.masks.setdefault(mask[0], {})[mask[2]] = mask[1]
+                context, slot, layers = mask
+                self.masks.setdefault(context, {})[layers] = slot
+                if slot is not None:
+                    self.mask_numbers[slot] = row[0].number
         if eqn.primitive is declared.layer_p:
             return [self._declared(scope, i, eqn, row, at)]
         if name in contraction.PRIMITIVES or name in OPAQUE:
@@ -166,7 +176,9 @@ class Reader:
         kernels = {piece.of for piece in value.parameters}
         if not kernels:
             return
-        for number in union(other.uses for other in row) or ():
+        # Not a gradient that is taken off it: where that comes from, it is a layer.
+        norms = [other.uses for other in row if not other.gradient]
+        for number in union(norms) or ():
             use = self.uses[number]
             if use.parameter in kernels:
                 use.ignored = True
@@ -211,14 +223,18 @@ class Reader:
             axes = _in_part(read.outputs, use.part)
             outputs.append(Piece(index, axes, part=use.part))
         deps = union((result.uses, frozenset(indices)))
-        return replace(result, outputs=tuple(outputs), uses=deps)
+        return replace(result, outputs=tuple(outputs), uses=deps, gradient=False)
 
     def _declared(
         self, scope: Scope, i: int, eqn: Any, row: list[Value], at: Context
     ) -> Value:
         """Reads what a user has declared to be a layer."""
         y, x, kernel, *bias = row
+        kind = eqn.params["kind"]
         for piece in kernel.parameters if not at.backward else ():
+            if isinstance(kind, str):
+                self.left[piece.of] = kind
+                continue
             stack = [atom for axis in piece.stack for atom in axis]
             own = [atom for axis in piece.axes for atom in axis]
             shape = self.shapes[piece.of]
@@ -228,7 +244,7 @@ class Reader:
             aval = eqn.invars[1].aval
             use = Use(
                 parameter=piece.of,
-                kind=eqn.params["kind"],
+                kind=kind,
                 arrangement=arrangement,
                 stack=tuple(_size(axis) for axis in piece.stack),
                 access=contraction.Access(1, tuple(range(len(aval.shape)))),
@@ -257,12 +273,11 @@ class Reader:
         """Returns which operand of a product is the kernel."""
         candidates = []
         for i, value in enumerate(row[:2]):
-            activations = value.data and value.made
             kernels = [
                 piece
                 for piece in value.parameters
                 # What was added to activations, or scales them, is not their kernel.
-                if not (activations and len(self.shapes[piece.of]) < 2)
+                if not (value.is_activation and len(self.shapes[piece.of]) < 2)
             ]
             if kernels:
                 repeats = min(piece.repeats for piece in kernels)

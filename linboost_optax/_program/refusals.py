@@ -44,16 +44,13 @@ def _check_use(layer: Layer, use: Use, program: Program) -> None:
         raise ValueError(
             _OUTSIDE.format(layer=layer, why="it is multiplied, and no bias added")
         )
-    kernel = layer.shapes[layer.kernel]
-    same = (use.kind, use.stack) == (layer.kind, layer.stack)
     own = layer.arrangement
-    same &= use.arrangement == own if own else use.arrangement.is_identity
-    if not same:
-        raise ValueError(
-            f"layer '{layer}' is used as {use.kind} by the loss, and is "
-            f"{layer.kind} in the taps, with a kernel of shape {kernel}. Make the taps "
-            "from the call that the loss makes."
-        )
+    same = use.arrangement == own if own else use.arrangement.is_identity
+    if not same or (use.kind, use.stack) != (layer.kind, layer.stack):
+        how = f"as {use.kind}, and not as {layer.kind}"
+        if use.kind == layer.kind:
+            how = "with its axes in another order"
+        raise ValueError(_OUTSIDE.format(layer=layer, why=how))
 
 
 def refuse_repeated(layers: Mapping[int, Layer], uses: Iterable[Use]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from linboost_optax import _arrangement
@@ -73,9 +74,10 @@ def _elementwise(
     shape = getattr(eqn.outvars[i].aval, "shape", None)
     found: list[Piece] = []
     for j, (var, value) in enumerate(zip(eqn.invars, row)):
-        if getattr(var.aval, "shape", None) != shape:
+        if not _fits(getattr(var.aval, "shape", None), shape):
             continue
         for piece in getattr(value, attribute):
+            piece = _stretched(piece, var.aval.shape, shape)
             others = [other for k, other in enumerate(row) if k != j]
             if attribute == "parameters" and _lost(eqn.primitive.name, piece, others):
                 continue
@@ -84,9 +86,24 @@ def _elementwise(
     return tuple(found)
 
 
+def _fits(own: tuple[int, ...] | None, shape: tuple[int, ...] | None) -> bool:
+    """Whether an operand has the shape of the result, or is stretched to it."""
+    if own is None or shape is None or len(own) != len(shape):
+        return False
+    return all(n in (1, m) for n, m in zip(own, shape))
+
+
+def _stretched(piece: Piece, own: tuple[int, ...], shape: tuple[int, ...]) -> Piece:
+    # Under `vmap`, operands that are not mapped have an axis of size one for it.
+    axes = [
+        axis if n == m else repeated(m) for axis, n, m in zip(piece.axes, own, shape)
+    ]
+    return replace(piece, axes=tuple(axes))
+
+
 def _lost(name: str, piece: Piece, others: Sequence[Value]) -> bool:
     """Whether a parameter becomes a part of activations: a bias, a scale."""
-    activations = any(other.data and other.made for other in others)
+    activations = any(other.is_activation for other in others)
     return activations and (name in ("add", "sub") or piece.repeats > 1)
 
 

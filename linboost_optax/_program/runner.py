@@ -28,11 +28,13 @@ class Runner:
     Attributes:
       layers: the tapped layers, by number of their kernel.
       slots: tells the number of the mask that counts for a use of a layer.
+      mask_numbers: masks that have equal ones are the same array.
       eager: whether operations run at once, outside of any trace.
     """
 
     layers: Mapping[int, Layer]
     slots: Callable[[Use, Layer], int | None]
+    mask_numbers: Mapping[int, Any]
     eager: bool
     _keys: dict[int, tuple[str, ...]] = field(default_factory=dict)
 
@@ -179,7 +181,9 @@ class _Tapping:
 
     def key(self, layer: Layer, use: Use) -> Any:
         """Returns what uses of one statistic with the same rows have in common."""
-        return (layer.stats_key, use.number, self.runner.slots(use, layer))
+        slot = self.runner.slots(use, layer)
+        mask = None if slot is None else self.runner.mask_numbers[slot]
+        return (layer.stats_key, use.number, mask)
 
     def apply(self, use: Use, y: jax.Array, row: Sequence[Any]) -> jax.Array:
         """Returns the result of a use, tapped."""

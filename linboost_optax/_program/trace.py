@@ -26,9 +26,11 @@ class Program:
       scope: what it does.
       uses: of kernels, in the order in which they run.
       outside: parameters that are multiplied with data by what is no layer, and why.
+      left: parameters that the user leaves alone, and why.
       shapes: of the parameters, by number.
       seen: numbers of the parameters that anything is computed from.
       masks: of the contexts of ``only_rows``, by number.
+      mask_numbers: of masks; those that have equal ones are the same array.
       arrays: the data.
       rebuild: makes what the function returned of the results.
     """
@@ -37,9 +39,11 @@ class Program:
     scope: Scope
     uses: Sequence[Use]
     outside: Mapping[int, str]
+    left: Mapping[int, str]
     shapes: Mapping[int, tuple[int, ...]]
     seen: frozenset[int]
     masks: Mapping[int, rows.Masks]
+    mask_numbers: Mapping[int, Any]
     arrays: list[Any]
     rebuild: Callable[[Sequence[Any]], Any]
 
@@ -85,15 +89,16 @@ def trace(
         else Value(reader.fresh(), made=True)
         for i, leaf in enumerate(leaves)
     ]
-    values += [
-        reader.data() if is_data(i) else Value(reader.fresh(), made=True)
-        for i, _ in enumerate(arrays)
-    ]
+    numbers: dict[int, int] = {}  # one array may be several arguments
+    for i, array in enumerate(arrays):
+        number = numbers.setdefault(id(array), reader.fresh())
+        data = is_data(i)
+        values.append(Value(number, data=data, made=not data))
     consts = [reader.data() for _ in closed.jaxpr.constvars]
     scope, _ = reader.read(closed.jaxpr, consts, values, Context())
     used = _used(closed)
     tree = structure[-1]
-    declared = {use.parameter for use in reader.uses if use.declared}
+    declared = {use.parameter for use in reader.uses if use.declared} | {*reader.left}
     for use in reader.uses:
         use.ignored |= use.parameter in declared and not use.declared
 
@@ -113,6 +118,8 @@ def trace(
             i for i, var in enumerate(closed.jaxpr.invars[: len(leaves)]) if var in used
         ),
         masks=reader.masks,
+        left=reader.left,
+        mask_numbers=reader.mask_numbers,
         arrays=arrays,
         rebuild=rebuild,
     )

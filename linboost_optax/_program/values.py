@@ -56,6 +56,8 @@ class Value:
       outputs: the layers' outputs that it is the sum of.
       data: whether it depends on data.
       made: whether it depends on parameters.
+      gradient: whether it comes out of the backward pass of a gradient inside the
+        function: of the shape of a parameter, and no activation.
       uses: the few uses of kernels that it depends on; None for many.
     """
 
@@ -64,7 +66,13 @@ class Value:
     outputs: tuple[Piece, ...] = ()
     data: bool = False
     made: bool = False
+    gradient: bool = False
     uses: frozenset[int] | None = frozenset()
+
+    @property
+    def is_activation(self) -> bool:
+        """Whether it comes from parameters and data, forwards."""
+        return self.data and self.made and not self.gradient
 
     def without_pieces(self) -> Value:
         """Returns what is known of an array of the same origin in another shape."""
@@ -90,6 +98,7 @@ def derived(number: Hashable, values: Sequence[Value]) -> Value:
         number,
         data=any(value.data for value in values),
         made=any(value.made for value in values),
+        gradient=any(value.gradient for value in values),
         uses=union(value.uses for value in values),
     )
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from linboost_optax._program import marks
+from linboost_optax._program.declared import traced_anew
 from linboost_optax._taps.selection import matches, named
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def only_rows(mask: Any) -> Iterator[None]:
     """
     token = _active.set(True)
     try:
-        with marks.rows(_by_name(mask).items()):
+        with traced_anew("rows"), marks.rows(_by_name(mask).items()):
             yield
     finally:
         _active.reset(token)

@@ -68,8 +68,6 @@ def advice(seen: Observer, path: Path) -> str | None:
     """Returns why a parameter keeps its plain gradient, where its module tells."""
     # A module may keep parameters below names that are no modules.
     for end in range(len(path) - 1, -1, -1):
-        if path[:end] in seen.reasons:
-            return seen.reasons[path[:end]]
         module = seen.modules.get(path[:end])
         if module is not None:
             return registry.advice(module)

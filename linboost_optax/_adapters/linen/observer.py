@@ -21,12 +21,10 @@ class Observer:
 
     Attributes:
       modules: classes of the modules that were called, by path.
-      reasons: why layers are left alone whose description says so, by path.
     """
 
     def __init__(self):
         self.modules: dict[Path, type[nn.Module]] = {}
-        self.reasons: dict[Path, str] = {}
 
     def __call__(self, next_fun, args, kwargs, context):
         module = context.module
@@ -42,9 +40,6 @@ class Observer:
         module, y = context.module, method(*args, **kwargs)
         x = entry.input(args, kwargs)
         kind = entry.describe(module, x)
-        if isinstance(kind, str):
-            self.reasons[module.path] = kind
-            return y
         _check(module, entry, kind)
         kernel, bias = (_parameter(module, name) for name in (entry.kernel, entry.bias))
         return declare(kind, y, x, kernel, bias)
@@ -59,7 +54,7 @@ def _parameter(module: nn.Module, name: str) -> Any:
 def _check(module: nn.Module, entry: Entry, kind: Any) -> None:
     """Raises unless a registered description fits the module's parameters."""
     where, name = f"layer '{join(module.path)}'", type(module).__name__
-    if not isinstance(kind, Kind):
+    if not isinstance(kind, Kind | str):
         raise TypeError(
             f"{where}: `describe` of {name} must return a Kind or the reason why this "
             f"layer is left alone, got {kind!r}."
@@ -71,7 +66,7 @@ def _check(module: nn.Module, entry: Entry, kind: Any) -> None:
             f"{sorted(module.variables.get('params', {}))}. Pass its name as `kernel` "
             "to `linen.register`."
         )
-    if kernel.shape != kind.kernel_shape:
+    if isinstance(kind, Kind) and kernel.shape != kind.kernel_shape:
         raise ValueError(
             f"{where}: `describe` of {name} must return a kind of its kernel's shape "
             f"{kernel.shape}, got a {kind}."
