@@ -1,6 +1,8 @@
 """The report: what is covered, what it costs, and lines that stand for many."""
 
 import math
+import re
+from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -353,3 +355,14 @@ def test_cost_falls_with_the_batch_that_pays_for_it():
         linen.taps(nn.Dense(64), shape(n, 64)).report().share for n in (128, 256, 512)
     ]
     np.testing.assert_allclose(np.diff(np.log2(shares)), -1, rtol=1e-6)
+
+
+def test_text_in_the_guide_is_current(capsys):
+    guide = (Path(__file__).parent.parent / "docs" / "diagnostics.md").read_text()
+    code, text = (
+        re.search(rf"^```{language}\n(.*?)^```$", guide, re.M | re.S)[1]
+        for language in ("python", "text")
+    )
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        exec(compile(code, "diagnostics.md", "exec"), {})
+    assert capsys.readouterr().out == text
