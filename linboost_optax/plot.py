@@ -107,7 +107,8 @@ def _curve(axis: Any, when: np.ndarray, values: np.ndarray, bound: str) -> None:
         when,
         np.where(known, values, np.nan),
         "--" if bound else "-",
-        marker="o" if known.sum() == 1 else None,
+        marker=".",  # a value between two that are not there has no line
+        markersize=4,
         color="C0",
     )
     # Where the upper edge is, other layers say.
@@ -133,9 +134,9 @@ def _curve(axis: Any, when: np.ndarray, values: np.ndarray, bound: str) -> None:
 
 def _scale(axis: Any, logarithmic: bool, high: float | None) -> None:
     """Scales a column: from zero, or to whole decades."""
-    low, top = axis.get_ylim()
     if not logarithmic:
-        axis.set_ylim(0, max(top, 1) if high is None else high)
+        _, top = axis.get_ylim()
+        axis.set_ylim(0, 1.05 * max(top, 1) if high is None else high)
         return
     values = np.concatenate([line.get_ydata() for line in _curves(axis)])
     values = values[np.isfinite(values) & (values > 0)]

@@ -426,7 +426,7 @@ def test_plot_draws_into_a_figure(history):
     figure_type = pytest.importorskip("matplotlib.figure").Figure
     figure = figure_type()
     assert lbo.plot.diagnostics(history[:1], figure=figure) is figure
-    assert figure.axes[0].get_lines()[0].get_marker() == "o"
+    assert figure.axes[0].get_lines()[0].get_marker() == "."
 
 
 def test_histories_that_do_not_fit_are_refused(history):
