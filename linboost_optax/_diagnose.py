@@ -68,7 +68,7 @@ def diagnose(
 ) -> dict[str, LayerDiagnosis]:
     r"""Looks at the inputs of every tapped layer, and at what a step does to it.
 
-    Works inside ``jax.jit`` and changes nothing. Eigenvalues cost about as much as
+    Works inside ``jax.jit`` and changes nothing. Eigenvalues cost more than
     refreshing a solver: in a training loop, call it every so many steps, in a step
     compiled for that. Numbers are those of the rows that a statistic is of: of one
     batch, of ``max_samples`` of its rows.
