@@ -429,9 +429,7 @@ class Reader:
         consts, carry = row[first : first + second], row[first + second :]
         # It cannot be differentiated: nothing in it is to be measured.
         start = [replace(v.without_pieces(), number=self.fresh()) for v in carry]
-        within, results = self._closed(
-            eqn.params["body_jaxpr"], [*consts, *start], at
-        )
+        within, results = self._closed(eqn.params["body_jaxpr"], [*consts, *start], at)
         del within
         return [derived(self.fresh(), (a, b)) for a, b in zip(carry, results)]
 
