@@ -200,7 +200,7 @@ def _common(a: Path, b: Path) -> Path:
 
 
 def _share(layers: Mapping[int, Layer], uses: Mapping[int, list[Use]]) -> list[Layer]:
-    """Returns the layers; those with the same inputs share the first one's statistic."""
+    """Returns the layers; those with the same inputs share the first one's."""
     sources: dict[Hashable, Path] = {}
     source_of: dict[int, Path] = {}
     for i in dict.fromkeys(i for i in uses if i in layers):  # as they are called
