@@ -7,6 +7,7 @@ from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from linboost_optax._arrangement import Axes, Axis, arrange, whole
@@ -355,8 +356,49 @@ class Reader:
         consts = [self.data() for _ in first.constvars]
         within, results = self.read(first, consts, row, at)
         scope.inner[i] = [within]
+        if at.hindrance == IN_CUSTOM:
+            results = self._lift(scope, i, eqn, row, within, results)
         if name == "shard_map":
             results = [value.without_pieces() for value in results]
+        return results
+
+    def _lift(
+        self,
+        scope: Scope,
+        i: int,
+        eqn: Any,
+        row: list[Value],
+        within: Scope,
+        results: list[Value],
+    ) -> list[Value]:
+        """Takes a function with a derivative of its own for the product inside of it.
+
+        Products of 8 bits are such functions. Their input is what was narrowed.
+        """
+        if len(within.uses) != 1 or within.inner:
+            return results
+        ((where, uses),) = within.uses.items()
+        (y,) = {piece for piece in results[0].outputs} or (None,)
+        if len(uses) != 1 or y is None or self.uses[y.of] is not uses[0]:
+            return results
+        use = uses[0]
+        read = within.jaxpr.eqns[where].invars[use.access.operand].aval
+        narrow = read.dtype.itemsize == 1
+        for k, (value, var) in enumerate(zip(row, eqn.invars)):
+            same = value.number == use.number[0]
+            wide = getattr(var.aval, "shape", None) == read.shape and (
+                jax.numpy.issubdtype(var.aval.dtype, jax.numpy.floating)
+                and var.aval.dtype.itemsize > 1
+            )
+            if (same and not narrow and not y.scaled) or (narrow and wide):
+                use.access = replace(use.access, operand=k)
+                use.number = (value.number, use.access.order)
+                use.dtype, use.hindrance, use.scope = var.aval.dtype, None, scope.number
+                use.narrow = narrow
+                scope.uses.setdefault(i, []).append(use)
+                within.uses.clear()
+                lifted = replace(y, scaled=False)
+                return [replace(results[0], outputs=(lifted,)), *results[1:]]
         return results
 
     def _cond(self, scope, i, eqn, row, at) -> list[Value]:

@@ -64,8 +64,18 @@ def pieces(eqn: Any, row: Sequence[Value], i: int, attribute: str) -> tuple[Piec
     if name in _MIXES or name == "stop_gradient":
         return ()
     if attribute == "outputs":
+        if name in ("mul", "div"):
+            return _scaled(eqn, row)
         return _elementwise(eqn, row, i, attribute) if name in _KEEPS_OUTPUTS else ()
     return _elementwise(eqn, row, i, attribute)
+
+
+def _scaled(eqn: Any, row: Sequence[Value]) -> tuple[Piece, ...]:
+    numbers = [getattr(var.aval, "size", 0) == 1 for var in eqn.invars]
+    for value, other in ((row[0], numbers[1]), (row[1], numbers[0])):
+        if other and value.outputs:
+            return tuple(replace(piece, scaled=True) for piece in value.outputs)
+    return ()
 
 
 def _elementwise(

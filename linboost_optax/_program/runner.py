@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -91,10 +91,10 @@ class Runner:
             return self._scan(eqn, inner[0], row, own)
         if name == "cond":
             return self._cond(eqn, inner, row, own)
-        jaxpr, consts = _callee(eqn)
+        closed = _callee(eqn)
 
         def called(args: list, own: dict) -> list:
-            return self.run(inner[0], consts, args, own)
+            return self.run(inner[0], closed.consts, args, own)
 
         if name.startswith(("remat", "checkpoint")):
             policy, prevent_cse = eqn.params["policy"], eqn.params["prevent_cse"]
@@ -104,8 +104,21 @@ class Runner:
         else:
             called = _constrained(eqn, called)
             if self.eager:
-                called = jax.jit(called)
+                call = _Call(closed, self._signature(inner[0]), called)
+                return list(_compiled(call, row, own))
         return list(called(row, own))
+
+    def _signature(self, scope: Scope) -> Hashable:
+        """Returns what tells apart two runs with taps of one traced function."""
+        return tuple(
+            (self.tapped(use), use.access, use.output, use.part, self.slot(use))
+            for use in scope.all()
+        )
+
+    def slot(self, use: Use) -> int | None:
+        """Returns the number of the mask that counts for a use, or None."""
+        layer = self.tapped(use)
+        return None if layer is None else self.slots(use, layer)
 
     def _scan(self, eqn: Any, body: Scope, row: list, own: dict) -> list:
         params = eqn.params
@@ -258,13 +271,33 @@ def _context(eqn: Any):
         yield
 
 
-def _callee(eqn: Any) -> tuple[Jaxpr, Sequence[Any]]:
+def _callee(eqn: Any) -> ClosedJaxpr:
     for value in eqn.params.values():
         if isinstance(value, ClosedJaxpr):
-            return value.jaxpr, value.consts
+            return value
         if isinstance(value, Jaxpr):
-            return value, ()
+            return ClosedJaxpr(value, ())
     raise AssertionError(eqn.primitive.name)
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A call of a compiled function, with taps: what JAX keeps it by.
+
+    Attributes:
+      closed: the function, which JAX has kept since it was first traced.
+      signature: what is tapped in it.
+      called: runs it.
+    """
+
+    closed: ClosedJaxpr
+    signature: Hashable
+    called: Callable[[list, dict], list] = field(compare=False)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _compiled(call: _Call, row: list, own: dict) -> list:
+    return call.called(row, own)
 
 
 def _constrained(eqn: Any, called: Callable[..., list]) -> Callable[..., list]:

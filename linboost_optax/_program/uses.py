@@ -48,6 +48,7 @@ class Use:
       forward: whether it may be of a derivative in forward mode.
       rows: number of the context of masks that is in force, or None.
       bias: what is added to its result, or None.
+      narrow: whether it is a product of 8 bits, which is scaled back afterwards.
       declared: whether the user says so, who then knows all uses of the kernel.
       ignored: whether it is no use as a layer.
     """
@@ -68,6 +69,7 @@ class Use:
     forward: bool = False
     rows: int | None = None
     bias: Bias | None = None
+    narrow: bool = False
     declared: bool = False
     ignored: bool = False
 
@@ -113,7 +115,7 @@ def match_bias(y: Piece, b: Piece, use: Use, shape: tuple[int, ...]) -> Bias | N
       use: the use.
       shape: of the parameter.
     """
-    if y.part != b.part:
+    if y.part != b.part or (y.scaled and not use.narrow):
         return None
     order: list[tuple[int, int, tuple[Atom, ...]]] = []
     for of_y, of_b in zip(y.axes, b.axes):

@@ -18,12 +18,14 @@ class Piece:
         output: block axes, then output axes).
       stack: axes of the parameter that loops have taken away, the outermost first.
       part: the axis and the stretch of the array that it fills; None for all of it.
+      scaled: whether it was multiplied by one number.
     """
 
     of: int
     axes: Axes
     stack: Axes = ()
     part: tuple[int, int, int] | None = None
+    scaled: bool = False
 
     def moved(self, axes: Axes, axis: int | None = None) -> Piece:
         """Returns the piece in an array of other axes.
