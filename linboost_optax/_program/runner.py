@@ -204,7 +204,7 @@ class _Tapping:
         if layer is None:
             return y
         t = Tap(self.values[layer.stats_key], layer)
-        x = use.access.apply(row[use.access.operand])
+        x = use.access.apply(row)
         layer.check_input(x)
         mask = self.mask(use, layer)
         if layer.statistic.reads_cotangent:
