@@ -11,6 +11,7 @@ import jax
 from linboost_optax import _statistics
 from linboost_optax._adapters.linen import discovery, interception, mistakes
 from linboost_optax._adapters.linen.registry import register
+from linboost_optax._adapters.linen.train_state import TrainState
 from linboost_optax._statistics import Rule
 from linboost_optax._taps import Taps, check_taps, collect, flow
 from linboost_optax._taps.plan import refuse_repeated
@@ -18,7 +19,14 @@ from linboost_optax._taps.selection import named
 from linboost_optax._taps.sharing import keep_shared, without
 from linboost_optax.ills._model.linen import network
 
-__all__ = ["network", "register", "taps", "value_and_grad", "without_taps"]
+__all__ = [
+    "TrainState",
+    "network",
+    "register",
+    "taps",
+    "value_and_grad",
+    "without_taps",
+]
 
 
 def taps(
