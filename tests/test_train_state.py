@@ -1,5 +1,7 @@
 """The train state: Flax's own, and the update by hand, are what it must equal."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -262,3 +264,23 @@ def test_missing_statistics_and_taps_are_told():
         state.apply_gradients(grads=jax.grad(LOSS)(state.params, BATCH))
     with pytest.raises(TypeError, match=r"`taps` must be a Taps, got NoneType"):
         start(lbo.lnb(0.1, TAPS), taps=None)
+
+
+def test_the_diff_of_the_guide_is_the_whole_diff():
+    text = (Path(__file__).parents[1] / "docs" / "flax_mnist.md").read_text()
+    script, changed, _ = re.findall(r"^```python\n(.*?)^```$", text, re.M | re.S)
+    (diff,) = re.findall(r"^```diff\n(.*?)^```$", text, re.M | re.S)
+    count = dict.fromkeys("-+", 0)
+    for hunk in diff.split("\n\n"):
+        old, new = (
+            "".join(f"{line[1:]}\n" for line in hunk.splitlines() if line[0] == sign)
+            for sign in "-+"
+        )
+        assert script.count(old) == 1
+        script = script.replace(old, new)
+        for sign, lines in zip("-+", (old, new)):
+            count[sign] += lines.count("\n")
+    for part in changed.split("\n\n\n")[:-1]:  # an import and two functions
+        assert part.strip() in script
+    assert "One line is new, the one that makes the taps; six change" in text
+    assert count == {"-": 6, "+": 7}
