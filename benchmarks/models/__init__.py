@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from benchmarks.models._example import Example
+from benchmarks.models.gemma import gemma
 from benchmarks.models.graph import graph, graph_by_hand
 from benchmarks.models.imagenet import resnet18, resnet50
 from benchmarks.models.lm1b import lm1b, lm1b_tied
@@ -33,6 +34,7 @@ MODELS: dict[str, Callable[[bool], Example]] = {
         lm1b_tied,
         lm1b_nnx,
         lm1b_nnx_tied,
+        gemma,
         nlp_seq,
         seq2seq,
         sst2,

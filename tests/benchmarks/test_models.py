@@ -12,6 +12,8 @@ from flax import nnx
 
 from benchmarks.models import MODELS
 from benchmarks.models._positions import shifted, sinusoids
+from benchmarks.models.gemma import TINY as TINY_GEMMA
+from benchmarks.models.gemma import Gemma, empty_caches, rotated
 from benchmarks.models.lm1b import TINY, Config, LanguageModel
 from benchmarks.models.lm1b_nnx import LanguageModel as Twin
 from benchmarks.models.seq2seq import Seq2seq
@@ -102,6 +104,10 @@ SIZES = {
     "lm1b_tied": BLOCKS + 30_000 * 512,
     "lm1b_nnx": BLOCKS + 30_000 * 512 + 513 * 30_000,
     "lm1b_nnx_tied": BLOCKS + 30_000 * 512,
+    # Queries and outputs of 4 heads, keys and values of one; three matrices; norms.
+    "gemma": 35_008 * 1152
+    + 26 * (1152 * 256 * (2 * 4 + 2 * 1) + 3 * 1152 * 6912 + 4 * 1152 + 2 * 256)
+    + 1152,
     "nlp_seq": BLOCKS + 20_000 * 512 + 513 * 50,
     "seq2seq": 2 * lstm(15, 512) + 513 * 15,
     "sst2": 16_000 * 300
@@ -232,3 +238,35 @@ def test_a_writer_without_a_teacher_reads_what_it_drew():
     shown = jnp.concatenate([answer[:, :1], drawn], axis=1)
     again, _ = forced.apply(variables, query, shown, rngs=keys)
     np.testing.assert_allclose(again, logits, rtol=1e-5, atol=1e-6)
+
+
+def test_rotated_features_know_the_distance_alone():
+    a, b = jax.random.normal(jax.random.key(0), (2, 1, 1, 1, 6))
+
+    def product(i, j):
+        there, here = (jnp.array([[float(at)]]) for at in (i, j))
+        return jnp.sum(rotated(a, there, 1e4) * rotated(b, here, 1e4))
+
+    np.testing.assert_allclose(product(7, 4), product(3, 0), rtol=1e-4)
+    assert abs(product(7, 4) - product(7, 0)) > 1e-3
+
+
+def test_gemma_decodes_what_it_computes_at_once():
+    model = Gemma(TINY_GEMMA, nnx.Rngs(0))
+    time = jnp.broadcast_to(jnp.arange(WORDS.shape[1]), WORDS.shape)
+    whole, none = model(WORDS, time)
+    assert none is None
+    caches = empty_caches(TINY_GEMMA, *WORDS.shape)
+    for i in range(WORDS.shape[1]):
+        now = slice(i, i + 1)
+        logits, caches = model(WORDS[:, now], time[:, now], caches)
+        np.testing.assert_allclose(logits[:, 0], whole[:, i], rtol=1e-4, atol=1e-5)
+
+
+def test_gemmas_first_word_is_out_of_its_window_in_the_end():
+    model = Gemma(replace(TINY_GEMMA, layers=1), nnx.Rngs(0))  # with a window of three
+    time = jnp.broadcast_to(jnp.arange(WORDS.shape[1]), WORDS.shape)
+    whole, _ = model(WORDS, time)
+    other, _ = model(WORDS.at[:, 0].set(7), time)
+    np.testing.assert_allclose(other[:, 3:], whole[:, 3:], rtol=1e-5, atol=1e-6)
+    assert not np.allclose(other[:, 2], whole[:, 2])
