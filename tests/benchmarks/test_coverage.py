@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import flax.linen as nn
 import jax
+import numpy as np
 import pytest
 from flax import nnx
 
@@ -13,6 +14,8 @@ from benchmarks import driver, results
 from benchmarks.job import Options
 from benchmarks.jobs import coverage
 from benchmarks.models import MODELS, Example
+from linboost_optax import linen
+from tests.benchmarks.test_models import linen_loss
 from tests.benchmarks.test_report import COMMITTED, cells
 
 # Models are user code, which is not held to strict promotion.
@@ -110,17 +113,35 @@ def test_the_adapter_of_nnx_is_asked_with_shapes_alone(tiny, monkeypatch):
     assert cells(coverage.describe(result), 2)[5] == "none"
 
 
+LINEN = [name for name in MODELS if MODELS[name](True).framework == "Linen"]
+TAPPED = [name for name in LINEN if name != "graph_by_hand"]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", TAPPED)
 def test_what_is_plain_and_what_is_tapped_is_every_parameter(name):
     example = MODELS[name](True)
-    if example.framework == "NNX" or name == "graph_by_hand":
-        pytest.skip("has no taps yet")
     taps = coverage.taps_of(example)
     tapped = [shape for layer in taps.layers for shape in layer.shapes.values()]
     plain = [part.shape for part in taps.plain]
     every = [shape for _, shape in coverage.parameters(example)]
     assert sorted(map(math.prod, tapped + plain)) == sorted(map(math.prod, every))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TAPPED)
+def test_taps_reach_the_loss_and_leave_its_gradients(name):
+    example = MODELS[name](True)
+    taps = coverage.taps_of(example)
+    params, loss_fn = linen_loss(example)
+    want = jax.jit(jax.grad(loss_fn))(params)
+    _, got, stats = jax.jit(linen.value_and_grad(loss_fn, taps))(params)
+    assert jax.tree.structure(got) == jax.tree.structure(want)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    counts = [stat.count for stat in stats.values()]
+    assert counts
+    assert all(np.all(count > 0) for count in counts)
 
 
 def test_the_job_writes_and_prints(tmp_path, capsys):
