@@ -268,7 +268,7 @@ def test_missing_statistics_and_taps_are_told():
 
 def test_the_diff_of_the_guide_is_the_whole_diff():
     text = (Path(__file__).parents[1] / "docs" / "flax_mnist.md").read_text()
-    script, changed, _ = re.findall(r"^```python\n(.*?)^```$", text, re.M | re.S)
+    script, changed, *_ = re.findall(r"^```python\n(.*?)^```$", text, re.M | re.S)
     (diff,) = re.findall(r"^```diff\n(.*?)^```$", text, re.M | re.S)
     count = dict.fromkeys("-+", 0)
     for hunk in diff.split("\n\n"):

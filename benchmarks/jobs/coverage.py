@@ -28,7 +28,7 @@ def run(name: str, options: Options) -> Result:
         "title": example.title,
         "framework": example.framework,
         "parameters": count(shape for _, shape in every),
-        "kernels": count(shape for name, shape in every if is_kernel(name, shape)),
+        "kernels": count(shape for own, shape in every if is_kernel(own, shape)),
     }
     try:
         taps = taps_of(example)
@@ -37,7 +37,7 @@ def run(name: str, options: Options) -> Result:
     if taps is None:
         return result | {"covered": None, "kernels_covered": None, "left": {}}
     plain = [(part.path.rpartition("/")[2], part.shape) for part in taps.plain]
-    kernels = [shape for name, shape in plain if is_kernel(name, shape)]
+    kernels = [shape for own, shape in plain if is_kernel(own, shape)]
     return result | {
         "covered": result["parameters"] - count(shape for _, shape in plain),
         "kernels_covered": result["kernels"] - count(kernels),

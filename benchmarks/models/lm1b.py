@@ -30,13 +30,6 @@ class Config:
     deterministic: bool = False
     decode: bool = False
 
-    def __post_init__(self):
-        if self.width % self.heads:
-            raise ValueError(
-                f"`width` must be a multiple of `heads`, got {self.width} and "
-                f"{self.heads}."
-            )
-
 
 def boxed(init: Any, *axes: str) -> Any:
     """An initializer that says along which logical axes its array is sharded."""

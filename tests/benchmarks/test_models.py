@@ -14,7 +14,7 @@ from benchmarks.models import MODELS
 from benchmarks.models._positions import shifted, sinusoids
 from benchmarks.models.gemma import TINY as TINY_GEMMA
 from benchmarks.models.gemma import Gemma, empty_caches, rotated
-from benchmarks.models.lm1b import TINY, Config, LanguageModel
+from benchmarks.models.lm1b import TINY, LanguageModel
 from benchmarks.models.lm1b_nnx import LanguageModel as Twin
 from benchmarks.models.seq2seq import Seq2seq
 from benchmarks.models.sst2 import Classifier, reversed_in_time
@@ -205,11 +205,6 @@ def copy_of(params, twin):
     for layer, values in pairs:
         for name, value in values.items():
             getattr(layer, name)[...] = value
-
-
-def test_heads_must_divide_the_width():
-    with pytest.raises(ValueError, match=r"multiple of `heads`, got 8 and 3"):
-        Config(width=8, heads=3)
 
 
 def test_sentences_are_reversed_and_padding_is_not():
