@@ -4,7 +4,8 @@ import importlib
 from typing import Any
 
 from linboost_optax import extend, ills
-from linboost_optax._adapters.plain import dense_taps
+from linboost_optax._adapters.by_hand import dense_taps
+from linboost_optax._adapters.functions import taps, value_and_grad
 from linboost_optax._moved import forward as _forward
 from linboost_optax._solvers import Cholesky, ConjugateGradient, IncompleteCholesky
 from linboost_optax._statistics import (
@@ -47,6 +48,8 @@ __all__ = [
     "only_rows",
     "scale_by_lnb",
     "tap",
+    "taps",
+    "value_and_grad",
     "whiten",
 ]
 

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from linboost_optax._arrangement import Arrangement
+
 if TYPE_CHECKING:
     from linboost_optax._kinds import Kind
     from linboost_optax._statistics import Statistic
@@ -63,6 +65,11 @@ class Layer:
       stack: sizes of the leading axes along which layers are stacked.
       source: path of the layer whose statistic is this one's too, as both have the
         same input; None for a layer with a statistic of its own.
+      home: where its parameters are if not below ``path``: where one place has several
+        kernels, each is a layer of its own. Names then may have slashes.
+      arrangement: of the parameter into the kernel, stack first; None where it is the
+        kernel.
+      bias_arrangement: likewise, of the bias.
     """
 
     path: Path
@@ -74,6 +81,18 @@ class Layer:
     bias: str | None = "bias"
     stack: tuple[int, ...] = ()
     source: Path | None = None
+    home: Path | None = None
+    arrangement: Arrangement | None = None
+    bias_arrangement: Arrangement | None = None
+
+    @property
+    def root(self) -> Path:
+        """Where its kernel and bias are."""
+        return self.path if self.home is None else self.home
+
+    def where(self, name: str) -> Path:
+        """Returns the path of its kernel or bias in the parameter tree."""
+        return (*self.root, *split(name))
 
     @property
     def key(self) -> str:
@@ -104,8 +123,12 @@ class Layer:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of its parameters by name, stack included."""
         shapes = {self.kernel: self.stack + self.kind.kernel_shape}
+        if self.arrangement is not None:
+            shapes[self.kernel] = self.arrangement.shape
         if self.bias is not None:
             shapes[self.bias] = self.stack + self.kind.bias_shape
+            if self.bias_arrangement is not None:
+                shapes[self.bias] = self.bias_arrangement.shape
         return shapes
 
     @property
@@ -131,7 +154,8 @@ class Layer:
     def below(self, root: Path) -> Layer:
         """Returns the layer of a model whose parameters are below ``root``."""
         source = None if self.source is None else root + self.source
-        return replace(self, path=root + self.path, source=source)
+        home = None if self.home is None else root + self.home
+        return replace(self, path=root + self.path, source=source, home=home)
 
     def as_read(self) -> Layer:
         """Returns the layer as solvers are bound to it."""
@@ -156,6 +180,10 @@ class Layer:
         self, kernel: jax.Array, bias: jax.Array | None, dtype: jnp.dtype
     ) -> Affine:
         """Returns kernel and bias as matrices of ``dtype``."""
+        if self.arrangement is not None:
+            kernel = self.arrangement.apply(kernel)
+        if bias is not None and self.bias_arrangement is not None:
+            bias = self.bias_arrangement.apply(bias)
         kernel = kernel.reshape(-1, *self.kind.kernel_shape)
         w = self.kind.to_matrix(kernel.astype(dtype))
         w = w.reshape(-1, *w.shape[2:])
@@ -167,7 +195,12 @@ class Layer:
         """Undoes ``to_affine``."""
         w = affine.w.reshape(-1, self.kind.groups, *affine.w.shape[1:])
         kernel = self.kind.from_matrix(w)
-        kernel = kernel.reshape(self.stack + self.kind.kernel_shape)
-        if affine.b is None:
+        if self.arrangement is not None:
+            kernel = self.arrangement.undo(kernel)
+        kernel = kernel.reshape(self.shapes[self.kernel])
+        if affine.b is None or self.bias is None:
             return kernel, None
-        return kernel, affine.b.reshape(self.stack + self.kind.bias_shape)
+        bias = affine.b
+        if self.bias_arrangement is not None:
+            bias = self.bias_arrangement.undo(bias)
+        return kernel, bias.reshape(self.shapes[self.bias])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, ParamSpec, TypeAlias, TypeVar, overload
 
@@ -9,14 +10,14 @@ import flax.linen as nn
 import jax
 
 from linboost_optax import _statistics
-from linboost_optax._adapters.linen import discovery, interception, mistakes
+from linboost_optax._adapters.linen import discovery, mistakes
+from linboost_optax._adapters.linen.observer import Observer
 from linboost_optax._adapters.linen.registry import register
 from linboost_optax._adapters.linen.train_state import TrainState
+from linboost_optax._program import layers, marks
+from linboost_optax._program.differentiate import differentiate
 from linboost_optax._statistics import Rule
-from linboost_optax._taps import Taps, check_taps, collect, flow
-from linboost_optax._taps.plan import refuse_repeated
-from linboost_optax._taps.selection import named
-from linboost_optax._taps.sharing import keep_shared, without
+from linboost_optax._taps import Taps, check_taps
 from linboost_optax.ills._model.linen import network
 
 __all__ = [
@@ -81,39 +82,15 @@ def taps(
     asked = _statistics.resolve(statistic)
     rngs = kwargs.pop("rngs", None)
     rngs = jax.random.key(0) if rngs is None else rngs
-    found = discovery.LayerFinder(asked)
+    seen = Observer()
     try:
-        variables = discovery.trace_init(model, found, rngs, args, kwargs)
+        params, program = discovery.trace_model(model, seen, rngs, args, kwargs)
     except Exception as error:
         mistakes.explain(model, args, kwargs, error)
         raise
-    params = variables.get("params", {})
-    layers = discovery.own(found, params)
-    for path in named("exclude", exclude, layers):
-        found.reasons[path] = "left out"
-    layers = without(layers, found.reasons)
-    layers = tuple(discovery.with_stack(layer, params) for layer in layers)
-    bare = {**variables, "params": interception.without_leaves(params)}
-    plan = discovery.trace_call(model, Taps(layers), bare, rngs, args, kwargs)
-    if plan is not None:
-        for layer in layers:
-            if layer.key in plan.outside:
-                found.reasons[layer.path] = _OUTSIDE.format(plan.outside[layer.key])
-        layers = without(layers, found.reasons)
-    if not layers:
-        raise ValueError(
-            f"`model` {type(model).__name__} has no layer that can be tapped: "
-            f"{found.reasons or 'no Dense, DenseGeneral, Conv or Embed was called'}. "
-            "Use a plain optimizer."
-        )
-    layers = keep_shared(layers, plan.inputs if plan else {})
-    result = Taps(layers, discovery.plain(bare["params"], layers, found))
-    if plan is not None:
-        refuse_repeated(result, plan)
-    return result
-
-
-_OUTSIDE = "its kernel is also multiplied outside of its own call, by `{}`"
+    advice = functools.partial(discovery.advice, seen)
+    name = f"`model` {type(model).__name__}"
+    return layers.taps_of(program, params, asked, exclude, name, advice)
 
 
 _P = ParamSpec("_P")
@@ -207,9 +184,17 @@ def value_and_grad(
             "with respect to the first argument of `loss_fn` and to nothing else. Put "
             "the parameters first; `functools.partial` or a lambda reorders the rest."
         )
-    return collect.value_and_grad(
-        interception, loss_fn, taps, has_aux, allow_unconnected
-    )
+    @functools.wraps(loss_fn)
+    def wrapped(params, *args, **kwargs):
+        def loss(params, *args, **kwargs):
+            with nn.intercept_methods(Observer()):
+                return loss_fn(params, *args, **kwargs)
+
+        return differentiate(
+            loss, taps, has_aux, allow_unconnected, params, args, kwargs
+        )
+
+    return wrapped
 
 
 def without_taps(params: Any) -> Any:
@@ -238,4 +223,4 @@ def without_taps(params: Any) -> Any:
       >>> stats[""].count
       Array([8.], dtype=float32)
     """
-    return jax.tree.map(flow.untapped, params)
+    return jax.tree.map(marks.untapped, params)

@@ -137,7 +137,7 @@ def _index(entries) -> tuple[dict[Path, Any], list[jax.Array]]:
 
 
 def _find(layer: Layer, name: str, index: Mapping[Path, Any]) -> Any:
-    path = (*layer.path, name)
+    path = layer.where(name)
     # A mask may end above the parameter: its node stands for all below.
     for end in range(len(path), -1, -1):
         found = index.get(path[:end])

@@ -112,7 +112,7 @@ class Collector:
         """Returns ``y``, part of what measures its input: once for all its calls."""
         key = t.layer.stats_key
         self.unseen.discard(key)
-        mask = rows.mask_of(t.layer, self.taps)
+        mask = None
         if mask is not None and self.eager and traces():
             raise Nested  # what is traced and kept (`nn.jit`) would keep the mask
         if t.layer.statistic.reads_cotangent:  # which differs from call to call

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
-from linboost_optax._taps.fresh import masked_trace
+from linboost_optax._program import marks
+from linboost_optax._program.declared import traced_anew
 from linboost_optax._taps.selection import matches, named
 
 if TYPE_CHECKING:
@@ -18,8 +19,20 @@ if TYPE_CHECKING:
     from linboost_optax._taps.table import Taps
 
 Mask = jax.Array | None
+# Masks by name, or the numbers that they have in a trace.
+Masks = Mapping[str, Any]
 
-_active: ContextVar[Mapping[str, Mask] | None] = ContextVar("only_rows", default=None)
+_active: ContextVar[bool] = ContextVar("only_rows", default=False)
+
+
+@contextmanager
+def hidden() -> Iterator[None]:
+    """Inside, no mask from outside is in force."""
+    token = _active.set(False)
+    try:
+        yield
+    finally:
+        _active.reset(token)
 
 
 @contextmanager
@@ -67,9 +80,9 @@ def only_rows(mask: Any) -> Iterator[None]:
     References:
       Munoz (2025), arXiv:2502.01131: the second moment of a layer's inputs.
     """
-    token = _active.set(_by_name(mask))
+    token = _active.set(True)
     try:
-        with masked_trace():
+        with traced_anew("rows"), marks.rows(_by_name(mask).items()):
             yield
     finally:
         _active.reset(token)
@@ -101,38 +114,35 @@ def boolean(name: str, mask: Any) -> jax.Array:
 
 def active() -> bool:
     """Whether a mask is in force."""
-    return _active.get() is not None
+    return _active.get()
 
 
-def mask_of(layer: Layer, taps: Taps) -> Mask:
-    """Returns which rows of a layer count where it is called now; None for all.
+def slot_of(masks: Masks, layer: Layer, taps: Taps) -> int | None:
+    """Returns the number of the mask that counts for a layer; None for all rows.
 
     Raises:
       ValueError: if a name fits no layer, or the layer shares its statistic with one
         that has another mask.
     """
-    masks = _active.get()
-    if masks is None:
-        return None
     for name in masks:
         if name != "*":
             named("mask", name, taps.layers)
-    mask = _own(masks, layer)
+    slot = _own(masks, layer)
     for other in taps.layers:
-        if other.stats_key == layer.stats_key and _own(masks, other) is not mask:
+        if other.stats_key == layer.stats_key and _own(masks, other) != slot:
             raise ValueError(
                 f"`mask` must be the same array for layers '{layer}' and '{other}', "
                 "which have the same input and share one statistic; got two. Name them "
                 f"together, or leave one of them out: `taps.filter(exclude='{other}')`."
             )
-    return mask
+    return slot
 
 
-def _own(masks: Mapping[str, Mask], layer: Layer) -> Mask:
+def _own(masks: Masks, layer: Layer) -> int | None:
     # Not the first: JAX sorts the names of a mapping that goes through `jit`.
     names = [name for name in masks if matches(layer, name)]
     longest = [name for name in names if len(name) == max(map(len, names))]
-    if any(masks[name] is not masks[longest[0]] for name in longest):
+    if any(masks[name] != masks[longest[0]] for name in longest):
         raise ValueError(
             f"`mask` must have one longest name for layer '{layer}', got masks for "
             f"{longest}. Name the layer in full."

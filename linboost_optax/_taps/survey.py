@@ -153,7 +153,7 @@ def kernels(taps: Taps, params: Any) -> list[tuple[Layer, int]]:
     found = []
     for layer in taps.layers:
         try:
-            where = index[(*layer.path, layer.kernel)]
+            where = index[layer.where(layer.kernel)]
         except KeyError:
             raise ValueError(_LACKING.format(layer=layer)) from None
         got, want = jnp.shape(leaves[where][1]), layer.shapes[layer.kernel]

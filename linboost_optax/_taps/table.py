@@ -112,7 +112,7 @@ class Taps:
         if keep is not None:
             gone |= {layer.path for layer in self.layers if not keep(layer)}
         plain = tuple(
-            Plain(join((*layer.path, name)), shape, "left out")
+            Plain(join(layer.where(name)), shape, "left out")
             for layer in self.layers
             if layer.path in gone
             for name, shape in layer.shapes.items()

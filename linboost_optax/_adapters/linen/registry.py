@@ -24,7 +24,6 @@ class Entry:
       argument: name of the input among its arguments.
       kernel: name of its kernel among its parameters.
       bias: name of its bias, where it has one.
-      elsewhere: other methods that use the kernel, and why the layer is then plain.
     """
 
     describe: Callable[[Any, jax.Array], Kind | str]
@@ -32,7 +31,6 @@ class Entry:
     argument: str
     kernel: str
     bias: str
-    elsewhere: Mapping[str, str]
 
     def input(self, args: tuple, kwargs: Mapping[str, Any]) -> jax.Array:
         """Returns the input of a call with these arguments."""
@@ -48,7 +46,6 @@ def register(
     *,
     kernel: str = "kernel",
     bias: str = "bias",
-    elsewhere: Mapping[str, str] | None = None,
 ) -> None:
     """Teaches the adapter that a module class is a linear layer.
 
@@ -61,8 +58,6 @@ def register(
         why this one is left alone.
       kernel: name of the kernel among the module's parameters; default ``"kernel"``.
       bias: name of the bias, for modules that have one; default ``"bias"``.
-      elsewhere: methods that use the kernel in another way, and why a layer whose
-        method is called keeps its plain gradient. Default none.
 
     Raises:
       TypeError: if ``module`` is not a class of modules whose call takes its input
@@ -103,9 +98,7 @@ def register(
             f"{inspect.signature(function)}. Register a class whose `__call__` is the "
             "linear map of its first argument."
         )
-    _ENTRIES[module] = Entry(
-        describe, function, first[0].name, kernel, bias, dict(elsewhere or {})
-    )
+    _ENTRIES[module] = Entry(describe, function, first[0].name, kernel, bias)
 
 
 def entry_of(context: nn.module.InterceptorContext) -> Entry | None:
@@ -121,20 +114,12 @@ def entry_of(context: nn.module.InterceptorContext) -> Entry | None:
     return None
 
 
-def reason_elsewhere(context: nn.module.InterceptorContext) -> str | None:
-    """Returns why this call makes its layer plain, or None."""
-    for entry in _entries(context):
-        if context.method_name in entry.elsewhere:
-            return entry.elsewhere[context.method_name]
-    return None
-
-
-def advice(module: type[nn.Module]) -> str:
+def advice(module: type[nn.Module]) -> str | None:
     """Returns why the parameters of a module of this class are not tapped."""
     for base in module.__mro__:
         if base in modules.ADVICE:
             return f"{base.__name__} {modules.ADVICE[base]}"
-    return f"{module.__name__} is not a tapped kind of layer; see linen.register"
+    return None
 
 
 def _entries(context: nn.module.InterceptorContext) -> Iterator[Entry]:
@@ -146,17 +131,3 @@ def _entries(context: nn.module.InterceptorContext) -> Iterator[Entry]:
 def _call_of(module: type[nn.Module]) -> Callable[..., Any]:
     """Returns a class's own or inherited ``__call__``, out of Flax's wrapper."""
     return getattr(module.__call__, "__wrapped__", module.__call__)
-
-
-for _class, _describe in (
-    (nn.Dense, modules.dense),
-    (nn.DenseGeneral, modules.dense_general),
-    (nn.Conv, modules.conv),
-):
-    register(_class, _describe)
-register(
-    nn.Embed,
-    modules.embed,
-    kernel="embedding",
-    elsewhere={"attend": "Embed.attend uses its transpose; untie them to tap it"},
-)

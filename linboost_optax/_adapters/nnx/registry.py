@@ -1,0 +1,106 @@
+"""NNX modules that a user says are linear layers, and of what kind."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from flax import nnx
+
+from linboost_optax._kinds import Kind
+from linboost_optax._program.declared import declare, is_tracing
+
+
+def register(
+    module: type[nnx.Module],
+    describe: Callable[[Any, jax.Array], Kind | str],
+    *,
+    kernel: str = "kernel",
+    bias: str = "bias",
+) -> None:
+    """Teaches the adapter that a module class is a linear layer.
+
+    Only needed where that cannot be read off what the class computes (a product by
+    other means than those of ``lbo.taps``), or to leave a layer alone. The
+    class's ``__call__`` is wrapped; it computes what it did.
+
+    Args:
+      module: the class, whose ``__call__`` is linear in the parameters ``kernel`` and
+        ``bias`` and takes the input first.
+      describe: maps a module and its input to its ``Kind``, or to a sentence that says
+        why this one is left alone.
+      kernel: name of the kernel among the module's variables; default ``"kernel"``.
+      bias: name of the bias, for modules that have one; default ``"bias"``.
+
+    Raises:
+      TypeError: if ``module`` is not a class of modules, or ``describe`` is not
+        callable.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from flax import nnx
+      >>> import linboost_optax as lbo
+      >>> class Linear(nnx.Module):
+      ...     def __init__(self, rngs):
+      ...         self.w = nnx.Param(jax.random.normal(rngs.params(), (3, 2)))
+      ...     def __call__(self, x):
+      ...         return jnp.sum(x[..., None] * self.w[...], axis=-2)
+      >>> def describe(module, x):
+      ...     return lbo.extend.Dense((), (3,), (2,))
+      >>> lbo.nnx.register(Linear, describe, kernel="w")
+      >>> model = Linear(nnx.Rngs(0))
+      >>> print(lbo.nnx.taps(model, jnp.ones((8, 3)), statistic="gram"))
+      path  kind   kernel  inputs  statistic  bytes
+      .     Dense  3x2     8x3     gram          52
+      statistics: 52 bytes
+    """
+    if not (isinstance(module, type) and issubclass(module, nnx.Module)):
+        raise TypeError(
+            f"`module` must be a class of flax.nnx modules, got {module!r}. Pass the "
+            "class, not an instance."
+        )
+    if not callable(describe):
+        raise TypeError(
+            f"`describe` must map (module, input) to a Kind, got {describe!r}. Pass a "
+            "function."
+        )
+    call = module.__call__
+
+    @functools.wraps(call)
+    def declaring(self, x, *args, **kwargs):
+        y = call(self, x, *args, **kwargs)
+        if not is_tracing():
+            return y
+        kind = describe(self, x)
+        weights = _array(self, kernel), _array(self, bias)
+        _check(self, kind, kernel, weights[0])
+        return declare(kind, y, x, *weights)
+
+    module.__call__ = declaring
+
+
+def _array(module: nnx.Module, name: str) -> Any:
+    variable = getattr(module, name, None)
+    return variable[...] if isinstance(variable, nnx.Variable) else variable
+
+
+def _check(module: nnx.Module, kind: Any, name: str, kernel: Any) -> None:
+    """Raises unless a description fits the module's parameters."""
+    own = type(module).__name__
+    if not isinstance(kind, Kind | str):
+        raise TypeError(
+            f"`describe` of {own} must return a Kind or the reason why this layer is "
+            f"left alone, got {kind!r}."
+        )
+    if kernel is None:
+        raise ValueError(
+            f"{own} must have a parameter `{name}`. Pass its name as `kernel` to "
+            "`nnx.register`."
+        )
+    if isinstance(kind, Kind) and kernel.shape != kind.kernel_shape:
+        raise ValueError(
+            f"`describe` of {own} must return a kind of its kernel's shape "
+            f"{kernel.shape}, got a {kind}."
+        )

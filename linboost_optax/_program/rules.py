@@ -1,0 +1,180 @@
+"""How what is known of arrays passes through equations that only move or cast them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from linboost_optax import _arrangement
+from linboost_optax._arrangement import Axis, repeated, reverse
+from linboost_optax._program.values import Piece, Value, moved
+
+# Shapes stay, elements do not stay where they are.
+_MIXES = frozenset(
+    (
+        "cumsum",
+        "cumprod",
+        "cummax",
+        "cummin",
+        "cumlogsumexp",
+        "sort",
+        "fft",
+        "cholesky",
+        "dynamic_update_slice",
+        "scatter",
+        "scatter-add",
+        "scatter_add",
+        "all_to_all",
+        "ppermute",
+    )
+)
+# Sums of layers' outputs, and the same in another precision or place.
+_KEEPS_OUTPUTS = frozenset(
+    (
+        "add",
+        "convert_element_type",
+        "copy",
+        "copy_p",
+        "name",
+        "reduce_precision",
+        "sharding_constraint",
+    )
+)
+
+
+def pieces(eqn: Any, row: Sequence[Value], i: int, attribute: str) -> tuple[Piece, ...]:
+    """Returns the pieces that a result of an equation is made of.
+
+    Args:
+      eqn: an equation without inner functions.
+      row: what is known of its operands.
+      i: which result.
+      attribute: ``"parameters"`` or ``"outputs"``.
+    """
+    name = eqn.primitive.name
+    rule = _MOVES.get(name)
+    if rule is not None:
+        found = (rule(eqn, piece) for piece in getattr(row[0], attribute))
+        return tuple(piece for piece in found if piece is not None)
+    if name == "concatenate":
+        return _concatenated(eqn, row, attribute)
+    if name == "optimization_barrier":
+        return getattr(row[i], attribute)
+    if name in _MIXES or name == "stop_gradient":
+        return ()
+    if attribute == "outputs":
+        return _elementwise(eqn, row, i, attribute) if name in _KEEPS_OUTPUTS else ()
+    return _elementwise(eqn, row, i, attribute)
+
+
+def _elementwise(
+    eqn: Any, row: Sequence[Value], i: int, attribute: str
+) -> tuple[Piece, ...]:
+    shape = getattr(eqn.outvars[i].aval, "shape", None)
+    found: list[Piece] = []
+    for j, (var, value) in enumerate(zip(eqn.invars, row)):
+        if not _fits(getattr(var.aval, "shape", None), shape):
+            continue
+        for piece in getattr(value, attribute):
+            piece = _stretched(piece, var.aval.shape, shape)
+            others = [other for k, other in enumerate(row) if k != j]
+            if attribute == "parameters" and _lost(eqn.primitive.name, piece, others):
+                continue
+            if piece not in found:
+                found.append(piece)
+    return tuple(found)
+
+
+def _fits(own: tuple[int, ...] | None, shape: tuple[int, ...] | None) -> bool:
+    """Whether an operand has the shape of the result, or is stretched to it."""
+    if own is None or shape is None or len(own) != len(shape):
+        return False
+    return all(n in (1, m) for n, m in zip(own, shape))
+
+
+def _stretched(piece: Piece, own: tuple[int, ...], shape: tuple[int, ...]) -> Piece:
+    # Under `vmap`, operands that are not mapped have an axis of size one for it.
+    axes = [
+        axis if n == m else repeated(m) for axis, n, m in zip(piece.axes, own, shape)
+    ]
+    return replace(piece, axes=tuple(axes))
+
+
+def _lost(name: str, piece: Piece, others: Sequence[Value]) -> bool:
+    """Whether a parameter becomes a part of activations: a bias, a scale."""
+    activations = any(other.is_activation for other in others)
+    return activations and (name in ("add", "sub") or piece.repeats > 1)
+
+
+def _transpose(eqn: Any, piece: Piece) -> Piece | None:
+    order = eqn.params["permutation"]
+    return moved(piece, [piece.axes[i] for i in order], list(order))
+
+
+def _squeeze(eqn: Any, piece: Piece) -> Piece | None:
+    gone = {d % len(piece.axes) for d in eqn.params["dimensions"]}
+    kept = [i for i in range(len(piece.axes)) if i not in gone]
+    return moved(piece, [piece.axes[i] for i in kept], kept)
+
+
+def _broadcast(eqn: Any, piece: Piece) -> Piece | None:
+    shape, dims = eqn.params["shape"], eqn.params["broadcast_dimensions"]
+    old = eqn.invars[0].aval.shape
+    source: list[int | None] = [None] * len(shape)
+    for i, d in enumerate(dims):
+        source[int(d)] = i
+    axes: list[Axis] = []
+    for size, i in zip(shape, source):
+        same = i is not None and old[i] == size
+        axes.append(piece.axes[i] if same and i is not None else repeated(size))
+    return moved(piece, axes, source)
+
+
+def _reshape(eqn: Any, piece: Piece) -> Piece | None:
+    if eqn.params.get("dimensions") is not None:
+        return None
+    old, new = eqn.invars[0].aval.shape, eqn.params["new_sizes"]
+    if piece.part is None:
+        axes = _arrangement.reshape(piece.axes, tuple(new))
+        return None if axes is None else piece.moved(axes)
+    # An array that is put together of several: only axes of size one come and go.
+    kept = [i for i, n in enumerate(old) if n != 1]
+    if [old[i] for i in kept] != [n for n in new if n != 1]:
+        return None
+    queue = iter(kept)
+    source = [None if n == 1 else next(queue) for n in new]
+    return moved(piece, [() if i is None else piece.axes[i] for i in source], source)
+
+
+def _rev(eqn: Any, piece: Piece) -> Piece | None:
+    dims = eqn.params["dimensions"]
+    if piece.part is not None and piece.part[0] in dims:
+        return None
+    axes = [reverse(a) if i in dims else a for i, a in enumerate(piece.axes)]
+    return moved(piece, axes, list(range(len(axes))))
+
+
+def _concatenated(
+    eqn: Any, row: Sequence[Value], attribute: str
+) -> tuple[Piece, ...]:
+    axis, start = eqn.params["dimension"], 0
+    found = []
+    for var, value in zip(eqn.invars, row):
+        stop = start + var.aval.shape[axis]
+        found += [
+            Piece(piece.of, piece.axes, piece.stack, (axis, start, stop))
+            for piece in getattr(value, attribute)
+            if piece.part is None
+        ]
+        start = stop
+    return tuple(found)
+
+
+_MOVES: dict[str, Callable[[Any, Piece], Piece | None]] = {
+    "transpose": _transpose,
+    "squeeze": _squeeze,
+    "broadcast_in_dim": _broadcast,
+    "reshape": _reshape,
+    "rev": _rev,
+}

@@ -1,0 +1,144 @@
+"""Tracing a function of parameters, and reading it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from jax.extend.core import ClosedJaxpr
+
+from linboost_optax._program.reader import Context, Reader
+from linboost_optax._program.uses import Scope, Use
+from linboost_optax._program.values import Value
+from linboost_optax._taps import rows
+from linboost_optax._program.declared import tracing
+from linboost_optax._taps.arguments import of_arrays
+
+
+@dataclass(frozen=True)
+class Program:
+    """A traced function, read.
+
+    Attributes:
+      closed: what was traced: of the leaves of the parameters, then arrays of data.
+      scope: what it does.
+      uses: of kernels, in the order in which they run.
+      outside: parameters that are multiplied with data by what is no layer, and why.
+      left: parameters that the user leaves alone, and why.
+      shapes: of the parameters, by number.
+      seen: numbers of the parameters that anything is computed from.
+      masks: of the contexts of ``only_rows``, by number.
+      mask_numbers: of masks; those that have equal ones are the same array.
+      arrays: the data.
+      rebuild: makes what the function returned of the results.
+    """
+
+    closed: ClosedJaxpr
+    scope: Scope
+    uses: Sequence[Use]
+    outside: Mapping[int, str]
+    left: Mapping[int, str]
+    shapes: Mapping[int, tuple[int, ...]]
+    seen: frozenset[int]
+    masks: Mapping[int, rows.Masks]
+    mask_numbers: Mapping[int, Any]
+    arrays: list[Any]
+    rebuild: Callable[[Sequence[Any]], Any]
+
+
+def trace(
+    function: Callable[..., Any],
+    params: Any,
+    args: tuple,
+    kwargs: Mapping[str, Any],
+    *,
+    known: frozenset[int] | None = None,
+    is_data: Callable[[int], bool] = lambda _: True,
+) -> Program:
+    """Traces ``function(params, *args, **kwargs)`` and reads it.
+
+    Args:
+      function: of parameters and data.
+      params: a tree of arrays.
+      args: what else it is called with; leaves that are no arrays are static.
+      kwargs: likewise.
+      known: numbers of the leaves of ``params`` to follow; None for all.
+      is_data: whether an array of ``args`` and ``kwargs`` is data, by its number.
+    """
+    leaves, treedef = jax.tree.flatten(params)
+    called, arrays = of_arrays(function, args, kwargs, is_array)
+    static: dict[int, Any] = {}
+    structure: list[Any] = []
+
+    def flat(leaves: list[Any], arrays: list[Any]) -> list[Any]:
+        out = called(jax.tree.unflatten(treedef, leaves), arrays)
+        results, tree = jax.tree.flatten(out)
+        structure.append(tree)
+        static.clear()
+        static.update({i: x for i, x in enumerate(results) if not is_value(x)})
+        return [x for i, x in enumerate(results) if i not in static]
+
+    with rows.hidden(), tracing():
+        closed = jax.make_jaxpr(flat)(leaves, arrays)
+    reader = Reader({})
+    values = [
+        reader.parameter(i, tuple(jax.numpy.shape(leaf)))
+        if known is None or i in known
+        else Value(reader.fresh(), made=True)
+        for i, leaf in enumerate(leaves)
+    ]
+    numbers: dict[int, int] = {}  # one array may be several arguments
+    for i, array in enumerate(arrays):
+        number = numbers.setdefault(id(array), reader.fresh())
+        data = is_data(i)
+        values.append(Value(number, data=data, made=not data))
+    consts = [reader.data() for _ in closed.jaxpr.constvars]
+    scope, _ = reader.read(closed.jaxpr, consts, values, Context())
+    used = _used(closed)
+    tree = structure[-1]
+    declared = {use.parameter for use in reader.uses if use.declared} | {*reader.left}
+    for use in reader.uses:
+        use.ignored |= use.parameter in declared and not use.declared
+
+    def rebuild(results: Sequence[Any]) -> Any:
+        queue = iter(results)
+        count = len(static) + len(results)
+        flat = [static[i] if i in static else next(queue) for i in range(count)]
+        return jax.tree.unflatten(tree, flat)
+
+    return Program(
+        closed=closed,
+        scope=scope,
+        uses=[use for use in reader.uses if not use.ignored],
+        outside={i: s for i, s in reader.outside.items() if i not in declared},
+        shapes=reader.shapes,
+        seen=frozenset(
+            i for i, var in enumerate(closed.jaxpr.invars[: len(leaves)]) if var in used
+        ),
+        masks=reader.masks,
+        left=reader.left,
+        mask_numbers=reader.mask_numbers,
+        arrays=arrays,
+        rebuild=rebuild,
+    )
+
+
+def _used(closed: ClosedJaxpr) -> set[Any]:
+    """Returns the variables that equations or results read."""
+    used: set[Any] = set()
+    for eqn in closed.jaxpr.eqns:
+        used.update(id(var) for var in eqn.invars)
+    used.update(id(var) for var in closed.jaxpr.outvars)
+    return {var for var in closed.jaxpr.invars if id(var) in used}
+
+
+def is_array(leaf: Any) -> bool:
+    """Whether an argument is an array, or stands for one."""
+    return isinstance(leaf, jax.ShapeDtypeStruct) or hasattr(leaf, "__array__")
+
+
+def is_value(leaf: Any) -> bool:
+    """Whether a result can be one of a traced function."""
+    return is_array(leaf) or isinstance(leaf, int | float | complex | bool)

@@ -1,0 +1,120 @@
+"""The trajectory of the twins' MLP in NumPy: every layer solved as it is written down.
+
+Backpropagation by hand; the metric of a layer is one dense matrix over its inputs and
+the constant 1, which ``np.linalg`` solves with. No JAX runs.
+"""
+
+import numpy as np
+
+RIDGE, DECAY, EVERY = 0.03, 0.95, 10  # of `lbo.Cholesky()`
+SHRINKAGE = 0.1  # of `lbo.IncompleteCholesky()`
+LAYERS = range(3)
+
+
+def gradients(weights, x, labels):
+    """Returns the gradients as ``[W; b]``, and the inputs, of every layer."""
+    inputs = [np.c_[x, np.ones(len(x))]]
+    for w in weights[:-1]:
+        inputs.append(np.c_[np.tanh(inputs[-1] @ w), np.ones(len(x))])
+    logits = inputs[-1] @ weights[-1]
+    shares = np.exp(logits - logits.max(1, keepdims=True))
+    shares /= shares.sum(1, keepdims=True)
+    delta = (shares - np.eye(3)[labels]) / len(x)
+    grads = []
+    for rows, w in zip(reversed(inputs), reversed(weights), strict=True):
+        grads.insert(0, rows.T @ delta)
+        delta = (delta @ w.T * (1 - rows**2))[:, :-1]
+    return grads, inputs
+
+
+class Metric:
+    """The metric of one layer: a moving average of ``[x; 1] [x; 1]^T``, conditioned."""
+
+    def __init__(self, statistic):
+        self.statistic, self.total, self.steps = statistic, 0.0, 0
+
+    def update(self, rows):
+        batch = rows.T @ rows / len(rows)
+        self.total = DECAY * self.total + (1 - DECAY) * batch
+        self.steps += 1
+        second = self.total / (1 - DECAY**self.steps)
+        mean = second[:-1, -1]
+        if self.statistic == "gram":
+            if (self.steps - 1) % EVERY:
+                return
+            second[:-1, :-1] += RIDGE * np.eye(len(mean))
+        else:
+            variance = np.diag(second)[:-1] - mean**2
+            variance = (1 - SHRINKAGE) * variance + SHRINKAGE * variance.mean()
+            second[:-1, :-1] = np.diag(variance) + np.outer(mean, mean)
+        self.matrix = second
+        self.factor = factor_of(second)
+
+
+def factor_of(matrix):
+    """Returns ``C = [[L, mean], [0, 1]]`` with L lower and ``C C^T = matrix``."""
+    first = np.roll(matrix, 1, axis=(0, 1))  # the constant is eliminated first
+    return np.roll(np.linalg.cholesky(first), -1, axis=(0, 1))
+
+
+class LNB:
+    """``lbo.lnb(rate, taps)``."""
+
+    def __init__(self, rate, momentum=0.9, min_norm=1e-2, weight_decay=1e-4):
+        self.rate, self.momentum, self.min_norm = rate, momentum, min_norm
+        self.weight_decay, self.steps, self.average = weight_decay, 0, [0.0] * 3
+
+    def __call__(self, weights, grads, metrics):
+        self.steps += 1
+        b = self.momentum
+        self.average = [b * m + (1 - b) * g for m, g in zip(self.average, grads)]
+        mean = [m / (1 - b**self.steps) for m in self.average]
+        h = [np.linalg.solve(m.matrix, g) for m, g in zip(metrics, mean)]
+        norm = np.sqrt(sum(np.vdot(a, b) for a, b in zip(h, mean)))
+        norm = max(self.min_norm, norm)
+        return [
+            w - self.rate * (a / norm + self.weight_decay * w)
+            for w, a in zip(weights, h)
+        ]
+
+
+class WhitenedAdam:
+    """``lbo.whiten(optax.adam(rate), taps)``."""
+
+    def __init__(self, rate, b1=0.9, b2=0.999, eps=1e-8):
+        self.rate, self.b1, self.b2, self.eps = rate, b1, b2, eps
+        self.steps, self.first, self.second = 0, [0.0] * 3, [0.0] * 3
+
+    def __call__(self, weights, grads, metrics):
+        self.steps += 1
+        new = []
+        for i in LAYERS:
+            factor = metrics[i].factor
+            g = np.linalg.solve(factor, grads[i])
+            self.first[i] = self.b1 * self.first[i] + (1 - self.b1) * g
+            self.second[i] = self.b2 * self.second[i] + (1 - self.b2) * g**2
+            first = self.first[i] / (1 - self.b1**self.steps)
+            second = self.second[i] / (1 - self.b2**self.steps)
+            step = self.rate * first / (np.sqrt(second) + self.eps)
+            new.append(weights[i] - np.linalg.solve(factor.T, step))
+        return new
+
+
+def train(common, batches, statistic, optimizer):
+    """Returns the common weights after a step for every batch.
+
+    Args:
+      common: the initial ones.
+      batches: inputs and labels of every step.
+      statistic: ``"gram"`` or ``"moments"``.
+      optimizer: maps weights, gradients and metrics to weights.
+    """
+    weights = [np.r_[common[f"{i}.w"], common[f"{i}.b"][None]] for i in LAYERS]
+    metrics = [Metric(statistic) for _ in LAYERS]
+    for x, labels in batches:
+        grads, inputs = gradients(weights, x, labels)
+        for metric, rows in zip(metrics, inputs, strict=True):
+            metric.update(rows)
+        weights = optimizer(weights, grads, metrics)
+    new = {f"{i}.w": weights[i][:-1] for i in LAYERS}
+    return new | {f"{i}.b": weights[i][-1] for i in LAYERS}
