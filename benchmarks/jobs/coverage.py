@@ -13,7 +13,7 @@ from flax import nnx
 from benchmarks.job import Job, Options, Result
 from benchmarks.models import MODELS, Example
 from benchmarks.tables import table
-from linboost_optax import linen
+from linboost_optax import Taps, linen
 from linboost_optax import nnx as lbo_nnx
 
 Shape = tuple[int, ...]
@@ -34,8 +34,6 @@ def run(name: str, options: Options) -> Result:
         taps = taps_of(example)
     except Exception as error:  # a model that is refused is a result, too
         return result | nothing(f"{type(error).__name__}: {error}")
-    if taps is None:
-        return result | {"covered": None, "kernels_covered": None, "left": {}}
     plain = [(part.path.rpartition("/")[2], part.shape) for part in taps.plain]
     kernels = [shape for own, shape in plain if is_kernel(own, shape)]
     return result | {
@@ -51,13 +49,12 @@ def nothing(why: str) -> Result:
     return {"covered": 0, "kernels_covered": 0, "left": {why: None}}
 
 
-def taps_of(example: Example) -> Any:
-    """The taps of a model, or None where its library has no adapter."""
+def taps_of(example: Example) -> Taps:
+    """The taps of a model, from shapes alone."""
     args, kwargs = example.abstract()
     if isinstance(example.model, nn.Module):
         return linen.taps(example.model, *args, rngs=example.keys(), **kwargs)
-    make = getattr(lbo_nnx, "taps", None)
-    return None if make is None else make(abstract_nnx(example), *args, **kwargs)
+    return lbo_nnx.taps(abstract_nnx(example), *args, **kwargs)
 
 
 def abstract_nnx(example: Example) -> Any:
@@ -116,21 +113,17 @@ def across(results: Sequence[Result]) -> str:
 
 def row(result: Result) -> list[str]:
     """Shares of all parameters and of kernels, and why kernels are left out."""
-    if result["covered"] is None:
-        shares, left = ["n/a", "n/a"], "no adapter"
-    else:
-        shares = [
-            f"{result[part] / max(result[whole], 1):.1%}"
-            for part, whole in (
-                ("covered", "parameters"),
-                ("kernels_covered", "kernels"),
-            )
-        ]
-        left = "; ".join(
-            reason(why, size, result) for why, size in result["left"].items()
-        )
-    size = f"{result['parameters']:,}"
-    return [result["title"], result["framework"], size, *shares, left or "none"]
+    covered = result["covered"] / result["parameters"]
+    kernels = result["kernels_covered"] / max(result["kernels"], 1)
+    left = [reason(why, size, result) for why, size in result["left"].items()]
+    return [
+        result["title"],
+        result["framework"],
+        f"{result['parameters']:,}",
+        f"{covered:.1%}",
+        f"{kernels:.1%}",
+        "; ".join(left) or "none",
+    ]
 
 
 def reason(why: str, size: int | None, result: Result) -> str:

@@ -2,7 +2,6 @@
 
 import json
 import math
-from types import SimpleNamespace
 
 import flax.linen as nn
 import jax
@@ -14,8 +13,7 @@ from benchmarks import driver, results
 from benchmarks.job import Options
 from benchmarks.jobs import coverage
 from benchmarks.models import MODELS, Example
-from linboost_optax import linen
-from tests.benchmarks.test_models import linen_loss
+from tests.benchmarks.test_models import loss_of_parameters
 from tests.benchmarks.test_report import COMMITTED, cells
 
 # Models are user code, which is not held to strict promotion.
@@ -82,43 +80,26 @@ class Tiny(nnx.Module):
         return self.norm(self.layer(x))
 
 
-@pytest.fixture
-def tiny(monkeypatch):
-    monkeypatch.setitem(MODELS, "mine", lambda tiny: of(Tiny))
+def test_models_in_nnx_are_made_of_shapes_alone(monkeypatch):
+    asked = []
 
-
-def test_nnx_without_an_adapter_is_not_available(tiny, monkeypatch):
-    monkeypatch.delattr(coverage.lbo_nnx, "taps", raising=False)
-    result = coverage.run("mine", OPTIONS)
-    assert (result["parameters"], result["kernels"]) == (6 + 2 + 4, 6)
-    row = cells(coverage.describe(result), 2)
-    assert row[1:] == ["NNX", "12", "n/a", "n/a", "no adapter"]
-
-
-def test_the_adapter_of_nnx_is_asked_with_shapes_alone(tiny, monkeypatch):
     def taps(model, x):
-        assert isinstance(model, Tiny)
-        arrays = [*jax.tree.leaves(nnx.state(model)), x]
-        assert all(isinstance(a, jax.ShapeDtypeStruct) for a in arrays)
-        names = {"norm/scale": (2,), "norm/bias": (2,)}
-        plain = [
-            SimpleNamespace(path=path, shape=shape, reason="a norm")
-            for path, shape in names.items()
-        ]
-        return SimpleNamespace(plain=plain)
+        asked.extend([*jax.tree.leaves(nnx.state(model)), x])
+        return make(model, x)
 
-    monkeypatch.setattr(coverage.lbo_nnx, "taps", taps, raising=False)
+    make = coverage.lbo_nnx.taps
+    monkeypatch.setattr(coverage.lbo_nnx, "taps", taps)
+    monkeypatch.setitem(MODELS, "mine", lambda tiny: of(Tiny))
     result = coverage.run("mine", OPTIONS)
+    assert len(asked) == 5
+    assert all(isinstance(array, jax.ShapeDtypeStruct) for array in asked)
+    assert (result["parameters"], result["kernels"]) == (6 + 2 + 4, 6)
     assert (result["covered"], result["kernels_covered"]) == (8, 6)
-    assert cells(coverage.describe(result), 2)[5] == "none"
-
-
-LINEN = [name for name in MODELS if MODELS[name](True).framework == "Linen"]
-TAPPED = [name for name in LINEN if name != "graph_by_hand"]
+    assert cells(coverage.describe(result), 2)[1] == "NNX"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", TAPPED)
+@pytest.mark.parametrize("name", MODELS)
 def test_what_is_plain_and_what_is_tapped_is_every_parameter(name):
     example = MODELS[name](True)
     taps = coverage.taps_of(example)
@@ -129,13 +110,13 @@ def test_what_is_plain_and_what_is_tapped_is_every_parameter(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", TAPPED)
+@pytest.mark.parametrize("name", MODELS)
 def test_taps_reach_the_loss_and_leave_its_gradients(name):
     example = MODELS[name](True)
     taps = coverage.taps_of(example)
-    params, loss_fn = linen_loss(example)
+    library, params, loss_fn = loss_of_parameters(example)
     want = jax.jit(jax.grad(loss_fn))(params)
-    _, got, stats = jax.jit(linen.value_and_grad(loss_fn, taps))(params)
+    _, got, stats = jax.jit(library.value_and_grad(loss_fn, taps))(params)
     assert jax.tree.structure(got) == jax.tree.structure(want)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)

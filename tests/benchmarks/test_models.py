@@ -18,6 +18,8 @@ from benchmarks.models.lm1b import TINY, LanguageModel
 from benchmarks.models.lm1b_nnx import LanguageModel as Twin
 from benchmarks.models.seq2seq import Seq2seq
 from benchmarks.models.sst2 import Classifier, reversed_in_time
+from linboost_optax import linen
+from linboost_optax import nnx as lbo_nnx
 
 # Models are user code, which is not held to strict promotion.
 pytestmark = pytest.mark.lenient("models are user code")
@@ -53,21 +55,27 @@ def linen_loss(example):
 def nnx_loss(example):
     """The same of a model in NNX."""
     graph, params, rest = nnx.split(example.model(nnx.Rngs(0)), nnx.Param, ...)
+    args, _ = example.inputs(jax.random.key(1))
 
     def loss_fn(params):
         model = nnx.merge(graph, params, rest, copy=True)  # running averages change
-        args, kwargs = example.inputs(jax.random.key(1))
+        _, kwargs = example.inputs(jax.random.key(1))  # so do counts of random keys
         return loss_of(model(*args, **kwargs))
 
     return params, loss_fn
 
 
+def loss_of_parameters(example):
+    """The adapter for a model, its parameters, and a loss of them."""
+    if example.framework == "Linen":
+        return linen, *linen_loss(example)
+    return lbo_nnx, *nnx_loss(example)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_tiny_models_run_and_have_finite_gradients(name):
-    example = MODELS[name](True)
-    make = linen_loss if example.framework == "Linen" else nnx_loss
-    params, loss_fn = make(example)
+    _, params, loss_fn = loss_of_parameters(MODELS[name](True))
     grads = jax.jit(jax.grad(loss_fn))(params)
     assert jax.tree.structure(params) == jax.tree.structure(grads)
     for p, g in zip(jax.tree.leaves(params), jax.tree.leaves(grads), strict=True):
@@ -170,9 +178,9 @@ def test_decoding_word_by_word_is_the_whole_forward_pass(tied):
 @pytest.mark.parametrize("tied", [False, True])
 def test_the_twin_in_nnx_is_the_same_function_and_decodes(tied):
     config = replace(QUIET, logits_via_embedding=tied)
-    linen = LanguageModel(config)
-    params = nn.meta.unbox(linen.init(jax.random.key(0), WORDS)["params"])
-    whole = linen.apply({"params": params}, WORDS)
+    first = LanguageModel(config)
+    params = nn.meta.unbox(first.init(jax.random.key(0), WORDS)["params"])
+    whole = first.apply({"params": params}, WORDS)
     twin = Twin(config, nnx.Rngs(0))
     copy_of(params, twin)
     np.testing.assert_allclose(twin(WORDS), whole, rtol=1e-4, atol=1e-5)
