@@ -3,9 +3,10 @@
 import importlib
 from typing import Any
 
-from linboost_optax import extend, ills
+from linboost_optax import extend, ills, plot
 from linboost_optax._adapters.by_hand import dense_taps
 from linboost_optax._adapters.functions import taps, value_and_grad
+from linboost_optax._diagnose import LayerDiagnosis, as_scalars, diagnose
 from linboost_optax._moved import forward as _forward
 from linboost_optax._solvers import Cholesky, ConjugateGradient, IncompleteCholesky
 from linboost_optax._statistics import (
@@ -32,6 +33,7 @@ __all__ = [
     "Gram",
     "IncompleteCholesky",
     "Inputs",
+    "LayerDiagnosis",
     "Moments",
     "MultiStepsState",
     "Reached",
@@ -40,12 +42,15 @@ __all__ = [
     "Tap",
     "Taps",
     "WhitenState",
+    "as_scalars",
     "dense_taps",
+    "diagnose",
     "extend",
     "ills",
     "lnb",
     "multi_steps",
     "only_rows",
+    "plot",
     "scale_by_lnb",
     "tap",
     "taps",

@@ -184,6 +184,7 @@ def value_and_grad(
             "with respect to the first argument of `loss_fn` and to nothing else. Put "
             "the parameters first; `functools.partial` or a lambda reorders the rest."
         )
+
     @functools.wraps(loss_fn)
     def wrapped(params, *args, **kwargs):
         def loss(params, *args, **kwargs):

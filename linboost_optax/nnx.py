@@ -82,9 +82,7 @@ def taps(
     states = mistakes.count_arrays(split.rest)
     data = (split.rest, split.args, split.kwargs)
     try:
-        program = trace(
-            function, split.params, data, {}, is_data=lambda i: i >= states
-        )
+        program = trace(function, split.params, data, {}, is_data=lambda i: i >= states)
     except Exception as error:
         mistakes.explain(model, call, args, kwargs, error)
         raise
@@ -192,12 +190,20 @@ def value_and_grad(
 
             params, *rest = args
             return collect(
-                of_params, has_aux=has_aux, params=params, args=tuple(rest),
-                kwargs=kwargs, **options,
+                of_params,
+                has_aux=has_aux,
+                params=params,
+                args=tuple(rest),
+                kwargs=kwargs,
+                **options,
             )
         if not nodes.is_node(model):
             return collect(
-                loss_fn, has_aux=has_aux, params=model, args=args, kwargs=kwargs,
+                loss_fn,
+                has_aux=has_aux,
+                params=model,
+                args=args,
+                kwargs=kwargs,
                 **options,
             )
         split = nodes.split(model, args, kwargs, wrt)

@@ -6,12 +6,8 @@ from pathlib import Path
 import jax
 import pytest
 
-import linboost_optax as lbo
-
 ROOT = Path(__file__).parent.parent
 GUIDES = sorted((ROOT / "docs").glob("*.md"))
-# The guides to frameworks that are tapped as functions wait for `lbo.taps`.
-WAITING = () if hasattr(lbo, "taps") else ("equinox", "haiku")
 
 # User code is not held to strict promotion, as in the README.
 pytestmark = [pytest.mark.slow, pytest.mark.lenient("guides are user code")]
@@ -21,11 +17,7 @@ def test_there_is_a_guide_to_ills():
     assert "ills.md" in [path.name for path in GUIDES]
 
 
-@pytest.mark.parametrize(
-    "path",
-    [path for path in GUIDES if path.stem not in WAITING],
-    ids=lambda path: path.stem,
-)
+@pytest.mark.parametrize("path", GUIDES, ids=lambda path: path.stem)
 def test_blocks_run_in_order(path):
     text = path.read_text()
     blocks = list(re.finditer(r"^```python\n(.*?)^```$", text, re.M | re.S))

@@ -1,4 +1,4 @@
-"""Framework adapters: each finds a model's layers, inserts taps and intercepts calls.
+"""Adapters: what a framework's models are, as functions of a tree of parameters.
 
-What they have in common is in ``_taps``; the contract is ``_taps.collect.Adapter``.
+What they have in common is in ``_program``, which reads such functions.
 """

@@ -111,6 +111,18 @@ class Kind(ABC):
         """
         return shape[:-1]
 
+    def flops(self, shape: tuple[int, ...]) -> float:
+        r"""Returns the floating-point operations of one use, forward and backward.
+
+        By default three products of :math:`n \times d` by :math:`d \times o` a group:
+        the output, and the gradients of kernel and input; a product and a sum are two.
+
+        Args:
+          shape: of the layer's input.
+        """
+        samples = math.prod(self.sample_axes(shape))
+        return 6.0 * samples * self.groups * self.features * self.outputs
+
     def reached(self, g: jax.Array) -> jax.Array:
         """Returns which samples of ``design`` the loss depends on, ``[sample]``.
 

@@ -1,5 +1,6 @@
 """Embeddings: one-hot inputs that are never formed."""
 
+import math
 from collections.abc import Hashable
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -45,6 +46,10 @@ class Embed(Kind):
 
     def sample_axes(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return shape
+
+    def flops(self, shape: tuple[int, ...]) -> float:
+        """Returns one sum an output: looking up is none, its gradient adds rows up."""
+        return 1.0 * math.prod(shape) * self.size
 
     def design(self, x: jax.Array, limit: int | None = None) -> jax.Array:
         rows = some_rows(x.size, limit)

@@ -15,8 +15,7 @@ from linboost_optax._program.trace import trace
 from linboost_optax._program.uses import Use
 from linboost_optax._sharding import here
 from linboost_optax._taps import places, rows
-from linboost_optax._taps.collector import traces
-from linboost_optax._taps.survey import kernels
+from linboost_optax._taps.places import kernels
 from linboost_optax._taps.table import Taps
 
 
@@ -58,6 +57,11 @@ def differentiate(
     stats = {key: here(stat) for key, stat in stats.items()}
     grads = jax.tree.unflatten(treedef, grads)
     return ((value, aux) if has_aux else value), grads, stats
+
+
+def traces() -> bool:
+    """Whether operations are traced rather than run."""
+    return isinstance(jnp.zeros(()), jax.core.Tracer)
 
 
 def _followed(taps: Taps, params: Any) -> frozenset[int]:

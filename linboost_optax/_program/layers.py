@@ -93,11 +93,13 @@ def taps_of(
     if not kept:
         raise ValueError(
             f"{name} has no layer that can be tapped: "
-            f"{ {p.path: p.reason for p in plain} or 'it has no parameters'}. Use a "
+            f"{ {p.path: p.reason for p in plain} or 'it has no parameters' }. Use a "
             "plain optimizer."
         )
     by_number = {i: found[i] for i in found if i not in left}
-    refuse_repeated(by_number, [use for use in program.uses if use.parameter in by_number])
+    refuse_repeated(
+        by_number, [use for use in program.uses if use.parameter in by_number]
+    )
     return Taps(kept, plain)
 
 
@@ -197,10 +199,8 @@ def _common(a: Path, b: Path) -> Path:
     return a[:end]
 
 
-def _share(
-    layers: Mapping[int, Layer], uses: Mapping[int, list[Use]]
-) -> list[Layer]:
-    """Returns the layers; those with the same inputs share the first one's statistic."""
+def _share(layers: Mapping[int, Layer], uses: Mapping[int, list[Use]]) -> list[Layer]:
+    """Returns the layers; those with the same inputs share the first one's."""
     sources: dict[Hashable, Path] = {}
     source_of: dict[int, Path] = {}
     for i in dict.fromkeys(i for i in uses if i in layers):  # as they are called

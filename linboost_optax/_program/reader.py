@@ -12,6 +12,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from linboost_optax._arrangement import Axes, Axis, arrange, whole
 from linboost_optax._program import contraction, declared, marks, rules
 from linboost_optax._program.contraction import OPAQUE, Contraction
+from linboost_optax._program.jaxprs import subjaxprs
 from linboost_optax._program.uses import Bias, Scope, Use, match_bias
 from linboost_optax._program.values import Piece, Value, derived, union
 
@@ -429,9 +430,7 @@ class Reader:
         consts, carry = row[first : first + second], row[first + second :]
         # It cannot be differentiated: nothing in it is to be measured.
         start = [replace(v.without_pieces(), number=self.fresh()) for v in carry]
-        within, results = self._closed(
-            eqn.params["body_jaxpr"], [*consts, *start], at
-        )
+        within, results = self._closed(eqn.params["body_jaxpr"], [*consts, *start], at)
         del within
         return [derived(self.fresh(), (a, b)) for a, b in zip(carry, results)]
 
@@ -499,13 +498,3 @@ def _size(axis: Axis) -> int:
 
 def _count(eqn: Any) -> int:
     return len(eqn.outvars)
-
-
-def subjaxprs(params: dict[str, Any]) -> Iterator[Jaxpr]:
-    """Returns the jaxprs among an equation's parameters."""
-    for value in params.values():
-        for item in value if isinstance(value, tuple | list) else (value,):
-            if isinstance(item, ClosedJaxpr):
-                yield item.jaxpr
-            elif isinstance(item, Jaxpr):
-                yield item

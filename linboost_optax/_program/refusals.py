@@ -72,7 +72,9 @@ def _check_connected(
     taps: Taps, layers: Mapping[int, Layer], uses: Iterable[Use]
 ) -> None:
     used = {layers[use.parameter].stats_key for use in uses}
-    missing = sorted({layer.stats_key or "." for layer in taps.layers} - {k or "." for k in used})
+    missing = sorted(
+        {layer.stats_key or "." for layer in taps.layers} - {k or "." for k in used}
+    )
     if missing:
         raise ValueError(
             f"layer '{missing[0]}' has a tap but did not reach the loss"

@@ -155,9 +155,7 @@ def _rev(eqn: Any, piece: Piece) -> Piece | None:
     return moved(piece, axes, list(range(len(axes))))
 
 
-def _concatenated(
-    eqn: Any, row: Sequence[Value], attribute: str
-) -> tuple[Piece, ...]:
+def _concatenated(eqn: Any, row: Sequence[Value], attribute: str) -> tuple[Piece, ...]:
     axis, start = eqn.params["dimension"], 0
     found = []
     for var, value in zip(eqn.invars, row):

@@ -268,7 +268,7 @@ def _callee(eqn: Any) -> tuple[Jaxpr, Sequence[Any]]:
 
 
 def _constrained(eqn: Any, called: Callable[..., list]) -> Callable[..., list]:
-    """Returns a call whose arguments and results are sharded as ``jax.jit`` was told."""
+    """Returns a call that shards what ``jax.jit`` was told to shard."""
     ins = eqn.params.get("in_shardings", ())
     outs = eqn.params.get("out_shardings", ())
 

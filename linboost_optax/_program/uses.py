@@ -9,9 +9,9 @@ from typing import Any
 from jax.extend.core import Jaxpr
 
 from linboost_optax._arrangement import Arrangement, Atom, arrange
+from linboost_optax._kinds import Kind
 from linboost_optax._program.contraction import Access
 from linboost_optax._program.values import Piece
-from linboost_optax._kinds import Kind
 
 
 @dataclass(frozen=True)

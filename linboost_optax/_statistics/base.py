@@ -12,6 +12,7 @@ a layer is used more than once.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
@@ -19,10 +20,12 @@ import jax
 import jax.numpy as jnp
 
 from linboost_optax._layer import Affine
+from linboost_optax._statistics import bounds
 
 if TYPE_CHECKING:
     from linboost_optax._kinds import Kind
     from linboost_optax._layer import Layer
+    from linboost_optax._statistics.spectrum import Spectrum
 
 
 class BlockMoments(NamedTuple):
@@ -136,6 +139,32 @@ class Statistic(ABC):
     def moments(self, layer: Layer, value: Any) -> BlockMoments:
         """Returns what any solver may read: the moments of each block's features."""
 
+    def flops(self, layer: Layer) -> float:
+        """Returns the floating-point operations of measuring one use of the layer.
+
+        Of what the default solver reads of it, for one of ``layer.stack``, with inputs
+        of ``layer.input_shape``. By default not a number: a statistic may not say.
+        """
+        del layer
+        return math.nan
+
+    def spectrum(self, layer: Layer, value: Any) -> Spectrum:
+        """Returns what is known of the eigenvalues of each block's second moment.
+
+        By default the bounds that moments give.
+        """
+        return bounds.of_moments(self.moments(layer, value), layer.biased)
+
+    def mean_square(self, layer: Layer, value: Any, v: Affine) -> jax.Array:
+        r"""Returns :math:`E|\tilde x^T v|^2`, summed over outputs, ``[block]``.
+
+        With the second moment where the statistic offers it, else as if features were
+        uncorrelated.
+        """
+        if isinstance(self, HasSecondMoment):
+            return bounds.inner(v, self.second_moment(layer, value).product(v))
+        return bounds.uncorrelated(self.moments(layer, value), v)
+
 
 def with_constant(mean: jax.Array, product: jax.Array, v: Affine) -> Affine:
     r"""Returns :math:`E[\tilde x \tilde x^T] v`, given :math:`E[x x^T] v_w`."""
@@ -194,6 +223,12 @@ def only(rows: jax.Array | None, x: jax.Array, axis: int = 0) -> jax.Array:
     others = [i for i in range(x.ndim) if i != axis % x.ndim]
     # Not a product: what padding computes may be infinite.
     return jnp.where(jnp.expand_dims(rows, others), x, jnp.zeros((), x.dtype))
+
+
+def rows_taken(layer: Layer, max_samples: int | None) -> int:
+    """Returns how many rows of a layer's inputs are taken, ``max_samples`` at most."""
+    rows = math.prod(layer.kind.sample_axes(layer.input_shape))
+    return rows if max_samples is None else min(rows, max_samples)
 
 
 def per_block(layer: Layer, count: jax.Array) -> jax.Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
@@ -18,6 +19,7 @@ from linboost_optax._statistics.base import (
     struct,
     with_constant,
 )
+from linboost_optax._statistics.spectrum import Spectrum, of_frequencies
 
 if TYPE_CHECKING:
     from linboost_optax._kinds import Kind
@@ -93,6 +95,13 @@ class Counts(Statistic):
         ones = ones_of(flat, jnp.dtype(layer.dtype), rows)
         zeros = jnp.zeros((layer.kind.channels,), ones.dtype)
         return CountSums(jnp.sum(ones, keepdims=True), zeros.at[flat].add(ones)[None])
+
+    def flops(self, layer: Layer) -> float:
+        """Returns a sum a token."""
+        return 1.0 * math.prod(layer.input_shape)
+
+    def spectrum(self, layer: Layer, value: CountSums) -> Spectrum:
+        return of_frequencies(*self.second_moment(layer, value), biased=layer.biased)
 
     def moments(self, layer: Layer, value: CountSums) -> BlockMoments:
         count, share = self.second_moment(layer, value)

@@ -17,6 +17,7 @@ from linboost_optax._statistics.base import (
     ones_of,
     only,
     per_block,
+    rows_taken,
     struct,
     with_constant,
 )
@@ -27,6 +28,7 @@ from linboost_optax._statistics.moments import (
     channel_shapes,
     channels_of,
 )
+from linboost_optax._statistics.spectrum import Spectrum, of_matrix
 
 if TYPE_CHECKING:
     from linboost_optax._kinds import Kind
@@ -133,6 +135,15 @@ class Gram(Statistic):
         sums = gram_sums(design, dtype, layer.kind.rows_of(rows, self.max_samples))
         channels = channels_of(layer, x, self.max_samples, rows)
         return sums._replace(channels=channels)
+
+    def flops(self, layer: Layer) -> float:
+        """Returns a product and a sum a number of the matrix, and the sum, by row."""
+        d = layer.features
+        each = 2 * d * d + d
+        return 1.0 * layer.kind.groups * rows_taken(layer, self.max_samples) * each
+
+    def spectrum(self, layer: Layer, value: GramSums) -> Spectrum:
+        return of_matrix(*self.second_moment(layer, value), biased=layer.biased)
 
     @property
     def is_whole(self) -> bool:

@@ -19,6 +19,7 @@ from linboost_optax._statistics.base import (
     struct,
 )
 from linboost_optax._statistics.counts import or_counts
+from linboost_optax._statistics.spectrum import Spectrum, of_rows
 
 if TYPE_CHECKING:
     from linboost_optax._kinds import Kind
@@ -109,6 +110,14 @@ class Inputs(Statistic):
         once = batched_ones(first, dtype)
         seen = only(rows, jnp.broadcast_to(once, self.shapes(layer).rows.shape))
         return InputRows(x.astype(dtype), seen, once)
+
+    def flops(self, layer: Layer) -> float:
+        """Returns zero: inputs are kept as they are."""
+        del layer
+        return 0.0
+
+    def spectrum(self, layer: Layer, value: InputRows) -> Spectrum:
+        return of_rows(*self.second_moment(layer, value), biased=layer.biased)
 
     def moments(self, layer: Layer, value: InputRows) -> BlockMoments:
         x = value.x.reshape(-1, *layer.input_shape)

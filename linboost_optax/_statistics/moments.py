@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
@@ -78,6 +79,10 @@ class Moments(Statistic):
         if rows is not None:
             rows = layer.kind.read_by(rows, x.shape)
         return channel_sums(layer.kind.samples(x), jnp.dtype(layer.dtype), rows)
+
+    def flops(self, layer: Layer) -> float:
+        """Returns a square and two sums a number of the input."""
+        return 3.0 * math.prod(layer.input_shape)
 
     def moments(self, layer: Layer, value: MomentSums) -> BlockMoments:
         return block_moments(layer, value)

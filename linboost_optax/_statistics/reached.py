@@ -8,11 +8,17 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import jax
 
 from linboost_optax._statistics.auto import Auto
-from linboost_optax._statistics.base import BlockMoments, Rule, Statistic
+from linboost_optax._statistics.base import (
+    BlockMoments,
+    Rule,
+    Statistic,
+    rows_taken,
+)
 
 if TYPE_CHECKING:
     from linboost_optax._kinds import Kind
-    from linboost_optax._layer import Layer
+    from linboost_optax._layer import Affine, Layer
+    from linboost_optax._statistics.spectrum import Spectrum
 
 
 @dataclass(frozen=True)
@@ -115,6 +121,17 @@ class Reached(Statistic):
         reached = layer.kind.reached(g)
         rows = reached if rows is None else rows & reached
         return self.as_read.measure(layer, x, g, rows)
+
+    def flops(self, layer: Layer) -> float:
+        """Returns a comparison an output, and what the statistic itself takes."""
+        outputs = layer.kind.groups * layer.kind.outputs
+        return rows_taken(layer, None) * outputs + self.as_read.flops(layer)
+
+    def spectrum(self, layer: Layer, value: Any) -> Spectrum:
+        return self.as_read.spectrum(layer, value)
+
+    def mean_square(self, layer: Layer, value: Any, v: Affine) -> jax.Array:
+        return self.as_read.mean_square(layer, value, v)
 
     def moments(self, layer: Layer, value: Any) -> BlockMoments:
         return self.as_read.moments(layer, value)

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from linboost_optax import _checks
+from linboost_optax._layer import Affine
+from linboost_optax._statistics import bounds
 from linboost_optax._statistics.base import (
     BlockMoments,
     Statistic,
@@ -18,6 +20,7 @@ from linboost_optax._statistics.base import (
     ones_of,
     only,
     per_block,
+    rows_taken,
     struct,
 )
 from linboost_optax._statistics.counts import or_counts
@@ -27,6 +30,7 @@ from linboost_optax._statistics.moments import (
     channel_shapes,
     channels_of,
 )
+from linboost_optax._statistics.spectrum import Spectrum
 
 if TYPE_CHECKING:
     from linboost_optax._kinds import Kind
@@ -140,6 +144,26 @@ class Sketch(Statistic):
         sums = sketch_sums(design, self.rank_of(layer), dtype, rows_seen)
         channels = channels_of(layer, x, self.max_samples, rows)
         return sums._replace(channels=channels)
+
+    def flops(self, layer: Layer) -> float:
+        """Returns the products of a row with the probes and back, and its moments."""
+        each = layer.features * (4 * self.rank_of(layer) + 3)
+        return 1.0 * layer.kind.groups * rows_taken(layer, self.max_samples) * each
+
+    def spectrum(self, layer: Layer, value: SketchSums) -> Spectrum:
+        return bounds.of_sketch(*self._seen(layer, value), biased=layer.biased)
+
+    def mean_square(self, layer: Layer, value: SketchSums, v: Affine) -> jax.Array:
+        """Returns it with the covariance that the default solver makes of a sketch."""
+        return bounds.on_sketch(*self._seen(layer, value), v)
+
+    def _seen(
+        self, layer: Layer, value: SketchSums
+    ) -> tuple[BlockMoments, jax.Array, jax.Array]:
+        """Returns the moments of the sketched rows, the sketch and the probes."""
+        *moments, outer = self.sketched(layer, value)
+        omega = probes(layer.features, self.rank_of(layer), outer.dtype)
+        return BlockMoments(*moments), outer, jnp.asarray(omega)
 
     def moments(self, layer: Layer, value: SketchSums) -> BlockMoments:
         if value.channels is not None:

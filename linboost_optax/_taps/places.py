@@ -1,8 +1,16 @@
 """Where the tapped layers' parameters are in a tree of parameters."""
 
-from typing import Any
+from __future__ import annotations
 
-from linboost_optax._layer import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+
+from linboost_optax._layer import Layer, Path
+
+if TYPE_CHECKING:
+    from linboost_optax._taps.table import Taps
 
 
 def name_of(entry: Any) -> str:
@@ -36,3 +44,38 @@ def index(entries: list[tuple[Any, Any]]) -> dict[Path, Any]:
             cut = tuple(part for name in bare for part in name.split("/"))
             pieces.setdefault(cut, value)
     return {**pieces, **shorter, **found}
+
+
+def kernels(taps: Taps, params: Any) -> list[tuple[Layer, int]]:
+    """Returns every layer, and the number of its kernel's leaf among the parameters.
+
+    Raises:
+      ValueError: if the parameters lack a tapped layer.
+    """
+    leaves = jax.tree.leaves_with_path(params)
+    known = index([(path, i) for i, (path, _) in enumerate(leaves)])
+    found = []
+    for layer in taps.layers:
+        try:
+            where = known[layer.where(layer.kernel)]
+        except KeyError:
+            raise ValueError(_LACKING.format(layer=layer)) from None
+        got, want = jnp.shape(leaves[where][1]), layer.shapes[layer.kernel]
+        if got != want:
+            raise ValueError(_OTHER.format(layer=layer, want=want, got=got))
+        found.append((layer, where))
+    return found
+
+
+_LACKING = (
+    "`taps` has layer '{layer}', which the parameters lack: these taps belong to "
+    "another model, or `params` is neither the 'params' collection nor the variables "
+    "that hold it. Make the taps from the model whose parameters are passed; those of "
+    "a model below a name in a larger dictionary are `Taps.join({{name: taps}})`."
+)
+
+_OTHER = (
+    "`taps` has layer '{layer}' with a kernel of shape {want}, the parameters have "
+    "{got}: these taps belong to another model. Make them from the model whose "
+    "parameters are passed."
+)

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 
 from linboost_optax._layer import Layer, join, split
-from linboost_optax._taps import selection
+from linboost_optax._taps import groups, selection
+from linboost_optax._taps.groups import Plain, shape_text
 from linboost_optax._taps.primitive import Tap
 from linboost_optax._taps.sharing import without
 
-
-@dataclass(frozen=True)
-class Plain:
-    """A parameter array without a tap, and why it keeps its plain gradient."""
-
-    path: str
-    shape: tuple[int, ...]
-    reason: str
+if TYPE_CHECKING:
+    from linboost_optax._taps.report import Report
 
 
 # Static, so that it may be an argument of a jitted function or a leaf's neighbour in a
@@ -154,16 +150,47 @@ class Taps:
                 plain.append(replace(p, path=where))
         return Taps(tuple(layers), tuple(plain))
 
+    def report(self, solver: Any = None) -> Report:
+        """Returns what preconditioning covers and costs, to read and to print.
+
+        Nothing is computed but shapes. Figures of cost are floating-point operations,
+        not time: see ``Report`` for what they count and assume.
+
+        Args:
+          solver: that an optimizer is to take; default None is ``Cholesky()``.
+
+        Returns:
+          A ``Report``.
+
+        Raises:
+          TypeError: if ``solver`` is not a solver.
+          ValueError: if the solver cannot solve with some layer's statistic.
+
+        Example:
+          >>> import flax.linen as nn, jax.numpy as jnp
+          >>> from linboost_optax import linen
+          >>> model = nn.Sequential([nn.Dense(64), nn.LayerNorm(), nn.Dense(2)])
+          >>> report = linen.taps(model, jnp.ones((256, 32))).report()
+          >>> f"{report.covered:.1%} of {report.parameters:,} parameters"
+          '94.6% of 2,370 parameters'
+          >>> report.plain[0].pattern, report.plain[0].arrays
+          ('layers_1/{bias,scale}', 2)
+        """
+        # It asks optimizers about their state, and these ask for taps.
+        from linboost_optax._taps.report import report
+
+        return report(self, solver)
+
     def __str__(self) -> str:
         header = ("path", "kind", "kernel", "inputs", "statistic", "bytes")
+        plain = list(groups.listed(self.plain))
         rows = [_row(layer) for layer in self.layers]
-        rows += [(p.path, "-", _shape(p.shape), "-", "plain", "0") for p in self.plain]
-        notes = [p.reason for p in self.plain]
-        lines = _columns([header, *rows])
+        rows += [(name, "-", what, "-", "plain", "0") for name, what, _ in plain]
+        lines = columns([header, *rows])
         first = 1 + len(self.layers)
-        for i, note in enumerate(notes):
-            lines[first + i] += f"  ({note})"
-        total = sum(_bytes(layer) for layer in self.layers)
+        for i, (_, _, reason) in enumerate(plain):
+            lines[first + i] += f"  ({reason})"
+        total = sum(size_of(layer) for layer in self.layers)
         return "\n".join([*lines, f"statistics: {total:,} bytes"])
 
     __repr__ = __str__
@@ -178,11 +205,13 @@ def check_taps(taps: object) -> None:
         )
 
 
-def _shape(shape: Iterable[int]) -> str:
-    return "x".join(str(n) for n in shape) or "scalar"
+def kind_text(layer: Layer) -> str:
+    """Returns a layer's kind as people read it."""
+    return layer.kind.name + (" + bias" if layer.biased else "")
 
 
-def _bytes(layer: Layer) -> int:
+def size_of(layer: Layer) -> int:
+    """Returns the bytes of a layer's own statistic."""
     if layer.source is not None:
         return 0
     leaves = jax.tree.leaves(layer.statistic_shapes())
@@ -193,20 +222,21 @@ def _row(layer: Layer) -> tuple[str, ...]:
     own = layer.source is None
     return (
         str(layer),
-        layer.kind.name + (" + bias" if layer.biased else ""),
-        _shape(layer.shapes[layer.kernel]),
-        _shape(layer.input_shape) if layer.input_shape else "any",
+        kind_text(layer),
+        shape_text(layer.shapes[layer.kernel]),
+        shape_text(layer.input_shape) if layer.input_shape else "any",
         layer.statistic.name if own else f"of {layer.stats_key or '.'}",
-        f"{_bytes(layer):,}",
+        f"{size_of(layer):,}",
     )
 
 
-def _columns(rows: list[tuple[str, ...]]) -> list[str]:
+def columns(rows: list[tuple[str, ...]], numbers: int = 1) -> list[str]:
+    """Returns rows as lines of aligned cells, the last so many to the right."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    last = len(widths) - 1
+    first = len(widths) - numbers
     return [
         "  ".join(
-            cell.rjust(width) if i == last else cell.ljust(width)
+            cell.rjust(width) if i >= first else cell.ljust(width)
             for i, (cell, width) in enumerate(zip(row, widths))
         ).rstrip()
         for row in rows

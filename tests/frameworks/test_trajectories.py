@@ -19,10 +19,6 @@ TOLERANCE = 1e-9
 STEPS = 20
 
 pytestmark = pytest.mark.lenient("layers of the frameworks and Adam promote implicitly")
-of_functions = pytest.mark.skipif(
-    not hasattr(lbo, "taps"), reason="no taps of any function yet"
-)
-of_nnx = pytest.mark.skipif(not hasattr(lbo.nnx, "taps"), reason="no taps of NNX yet")
 
 # Keys' biases have no gradient but rounding, which Adam divides by eps.
 RATE, EPS = 1e-2, 1e-6
@@ -151,7 +147,6 @@ def test_linen_mlp_trains_like_the_oracle(setting):
     assert_same(got, oracle(setting), TOLERANCE)
 
 
-@of_functions
 @every_setting
 def test_hand_written_mlp_trains_like_the_oracle(setting):
     with jax.enable_x64(True):
@@ -159,7 +154,6 @@ def test_hand_written_mlp_trains_like_the_oracle(setting):
     assert_same(got, oracle(setting), TOLERANCE)
 
 
-@of_functions
 @cases(*MODELS)
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_function_trains_like_hand_written_jax(framework, model, setting):
@@ -168,7 +162,6 @@ def test_function_trains_like_hand_written_jax(framework, model, setting):
         assert_same(got, hand_written(model, setting), TOLERANCE)
 
 
-@of_functions
 @cases(*MODELS)
 def test_linen_module_trains_like_hand_written_jax(model, setting):
     with jax.enable_x64(True):
@@ -176,8 +169,6 @@ def test_linen_module_trains_like_hand_written_jax(model, setting):
         assert_same(got, hand_written(model, setting), TOLERANCE)
 
 
-@of_functions
-@of_nnx
 @cases(*MODELS)
 def test_nnx_model_trains_like_hand_written_jax(model, setting):
     with jax.enable_x64(True):
@@ -185,7 +176,6 @@ def test_nnx_model_trains_like_hand_written_jax(model, setting):
         assert_same(got, hand_written(model, setting), TOLERANCE)
 
 
-@of_functions
 @cases("gru")
 def test_gru_cell_of_linen_trains_like_hand_written_jax(model, setting):
     """With its further bias held at zero, which is no parameter of the function."""

@@ -11,8 +11,8 @@ from flax.core import meta as flax_meta
 
 from linboost_optax._adapters.linen import registry
 from linboost_optax._adapters.linen.registry import Entry
-from linboost_optax._layer import Path, join
 from linboost_optax._kinds import Kind
+from linboost_optax._layer import Path, join
 from linboost_optax._program.declared import declare
 
 

@@ -109,7 +109,7 @@ def entry_of(context: nn.module.InterceptorContext) -> Entry | None:
         for entry in _entries(context):
             if entry.function is function:
                 return entry
-        # Another interceptor may have wrapped it; see `interception.innermost`.
+        # Another interceptor may have wrapped it; see `observer.innermost`.
         function = getattr(function, "__wrapped__", None)
     return None
 
