@@ -284,3 +284,23 @@ def test_the_diff_of_the_guide_is_the_whole_diff():
         assert part.strip() in script
     assert "One line is new, the one that makes the taps; six change" in text
     assert count == {"-": 6, "+": 7}
+
+
+def test_statistics_that_the_optimizer_does_not_take_are_not_computed(optimized):
+    def with_statistics(state):
+        return step(state, BATCH)[0]
+
+    def without(state):
+        return state.apply_gradients(grads=jax.grad(LOSS)(state.params, BATCH))
+
+    state = start(optax.sgd(0.1), taps=TAPS)
+    needed = start(lbo.lnb(0.1, TAPS), taps=TAPS)
+    flops = [
+        jax.jit(train).lower(each).compile().cost_analysis()["flops"]
+        for train, each in (
+            (without, state),
+            (with_statistics, state),
+            (with_statistics, needed),
+        )
+    ]
+    assert flops[0] == flops[1] < flops[2]
