@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from benchmarks.job import Job
 from benchmarks.jobs import (
+    coverage,
     defaults,
     faults,
     ills,
@@ -24,6 +25,7 @@ JOBS: dict[str, Job] = {
         sensitivity.JOB,
         defaults.JOB,
         memory.JOB,
+        coverage.JOB,
         ills.JOB,
         ills_recovery.JOB,
         ills_memory.JOB,
