@@ -90,8 +90,13 @@ def test_a_dense_layer_however_it_is_written(function, params):
 def test_the_step_is_that_of_the_layer_as_a_matrix():
     """A transposed, reshaped kernel is solved as the plain one is."""
     x = normal(5, 40, 3)
-    plain = lambda p, x: x @ p["w"] + p["b"]
-    other = lambda p, x: (p["w"].reshape(4, 3) @ x.T + p["b"].reshape(4, 1)).T
+
+    def plain(p, x):
+        return x @ p["w"] + p["b"]
+
+    def other(p, x):
+        return (p["w"].reshape(4, 3) @ x.T + p["b"].reshape(4, 1)).T
+
     steps = []
     for function, params in (
         (plain, PARAMS),
@@ -185,8 +190,12 @@ def test_a_kernel_in_a_loop_over_time():
 @pytest.mark.parametrize("index", [0, 1])
 def test_only_the_branch_that_runs(index):
     def function(p, x, index):
-        first = lambda x: x @ p["w"] + p["b"]
-        second = lambda x: (2 * x) @ p["w"] + p["b"]
+        def first(x):
+            return x @ p["w"] + p["b"]
+
+        def second(x):
+            return (2 * x) @ p["w"] + p["b"]
+
         return jax.lax.switch(index, [first, second], x)
 
     _, stats = collect(function, PARAMS, X, index)
@@ -225,11 +234,17 @@ def test_averaged_copies_are_measured_both():
 @pytest.mark.parametrize("mapped", [False, True])
 def test_rows_that_are_looked_up(look_up, mapped):
     tokens = jnp.array([[0, 1, 1], [4, 0, 1]])
-    one = lambda p, i: look_up(p["t"], i)
+
+    def one(p, i):
+        return look_up(p["t"], i)
+
     function = jax.vmap(one, (None, 0)) if mapped else one
     taps = lbo.taps(function, {"t": normal(1, 5, 2)}, tokens)
     assert taps.layers[0].kind == extend.Embed(5, 2)
-    loss = lambda p, i: jnp.sum(function(p, i) ** 2)
+
+    def loss(p, i):
+        return jnp.sum(function(p, i) ** 2)
+
     _, _, stats = lbo.value_and_grad(loss, taps)({"t": normal(1, 5, 2)}, tokens)
     np.testing.assert_allclose(stats[""].sum[0], [2, 3, 0, 0, 1])
 
@@ -253,13 +268,19 @@ def test_convolutions_channels_first_and_kernels_of_pytorch():
 
 def test_experts_have_the_rows_that_reach_them():
     x, w, sizes = normal(0, 10, 3), normal(1, 3, 3, 4), jnp.array([4, 5, 1])
-    function = lambda p, x, sizes: jax.lax.ragged_dot(x, p["w"], sizes)
+
+    def function(p, x, sizes):
+        return jax.lax.ragged_dot(x, p["w"], sizes)
+
     taps, stats = collect(function, {"w": w}, x, sizes)
     assert taps.layers[0].kind == extend.Experts(3, 3, 4)
     for i, (start, stop) in enumerate([(0, 4), (4, 9), (9, 10)]):
         outer, _ = gram(x[start:stop])
         np.testing.assert_allclose(stats[""].outer[i], outer, rtol=1e-5, atol=1e-6)
-    dispatched = lambda p, x: jnp.einsum("ecd,edf->ecf", x, p["w"])
+
+    def dispatched(p, x):
+        return jnp.einsum("ecd,edf->ecf", x, p["w"])
+
     x = normal(0, 3, 5, 3)
     _, stats = collect(dispatched, {"w": w}, x)
     for i in range(3):
@@ -275,9 +296,12 @@ def test_layers_with_one_input_share_and_others_do_not():
         return q + k + v + (2 * x) @ p["o"]
 
     taps, stats = collect(function, params, X)
-    assert {str(layer): layer.stats_key for layer in taps.layers} == dict(
-        q="q", k="q", v="q", o="o"
-    )
+    assert {str(layer): layer.stats_key for layer in taps.layers} == {
+        "q": "q",
+        "k": "q",
+        "v": "q",
+        "o": "o",
+    }
     check(stats["q"], X)
     check(stats["o"], 2 * X)
 
@@ -288,7 +312,9 @@ def test_penalties_on_norms_and_products_of_kernels_are_no_uses():
         spectral = jnp.sum((p["w"].T @ p["w"] - jnp.eye(4)) ** 2)
         return y + spectral + sum(jnp.sum(jnp.square(leaf)) for leaf in p.values())
 
-    function = lambda p, x: x @ p["w"] + p["b"]
+    def function(p, x):
+        return x @ p["w"] + p["b"]
+
     _, stats = collect(function, PARAMS, X, loss=loss)
     check(stats[""], X)
 
@@ -308,14 +334,19 @@ def test_gradients_in_a_loss_measure_the_inputs_once():
         slope = jax.vmap(jax.grad(lambda x: jnp.sum(jnp.tanh(x @ p["w"] + p["b"]))))(x)
         return jnp.mean(slope**2)
 
-    function = lambda p, x: x @ p["w"] + p["b"]
+    def function(p, x):
+        return x @ p["w"] + p["b"]
+
     _, stats = collect(function, PARAMS, X, loss=loss)
     check(stats[""], X)
 
 
 def test_a_gradient_step_inside_the_loss():
-    function = lambda p, x: x @ p["w"] + p["b"]
-    mean_square = lambda p, x: jnp.mean(function(p, x) ** 2)
+    def function(p, x):
+        return x @ p["w"] + p["b"]
+
+    def mean_square(p, x):
+        return jnp.mean(function(p, x) ** 2)
 
     def loss(p, x):
         grads = jax.grad(mean_square)(p, x)
@@ -414,7 +445,10 @@ def test_threads():
 
     def work(i):
         x = normal(i, 5 + i, 3)
-        function = lambda p, x: jnp.tanh(x @ p["w"] + p["b"])
+
+        def function(p, x):
+            return jnp.tanh(x @ p["w"] + p["b"])
+
         for _ in range(5):
             barrier.wait()
             _, stats = collect(function, PARAMS, x)
@@ -425,7 +459,9 @@ def test_threads():
 
 
 def test_mistakes():
-    function = lambda p, x: x @ p["w"] + p["b"]
+    def function(p, x):
+        return x @ p["w"] + p["b"]
+
     with pytest.raises(TypeError, match="`function` must be callable, got dict"):
         lbo.taps(PARAMS, X)
     with pytest.raises(TypeError, match=r"tree of arrays, got str at \['name'\]"):
@@ -487,7 +523,9 @@ def test_declared_layers():
     taps, stats = collect(function, PARAMS, X)
     assert taps.layers[0].biased
     check(stats[""], X)
-    mapped = lambda p, x: jax.vmap(functools.partial(one, p))(x)
+
+    def mapped(p, x):
+        return jax.vmap(functools.partial(one, p))(x)
 
     def one(p, x):
         y = jnp.sum(x[:, None] * p["w"], axis=0) + p["b"]

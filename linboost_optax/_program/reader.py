@@ -226,7 +226,11 @@ class Reader:
             axes = _in_part(read.outputs, use.part)
             outputs.append(Piece(index, axes, part=use.part))
         deps = union((result.uses, frozenset(indices)))
-        return replace(result, outputs=tuple(outputs), uses=deps, gradient=False)
+        # What a layer makes of constants is an activation, too.
+        data = result.data or bool(indices)
+        return replace(
+            result, outputs=tuple(outputs), uses=deps, data=data, gradient=False
+        )
 
     def _declared(
         self, scope: Scope, i: int, eqn: Any, row: list[Value], at: Context
@@ -380,7 +384,7 @@ class Reader:
         if len(within.uses) != 1 or within.inner:
             return results
         ((where, uses),) = within.uses.items()
-        (y,) = {piece for piece in results[0].outputs} or (None,)
+        (y,) = set(results[0].outputs) or (None,)
         if len(uses) != 1 or y is None or self.uses[y.of] is not uses[0]:
             return results
         use = uses[0]
