@@ -14,10 +14,10 @@ from linboost_optax._adapters.linen import discovery, mistakes
 from linboost_optax._adapters.linen.observer import Observer
 from linboost_optax._adapters.linen.registry import register
 from linboost_optax._adapters.linen.train_state import TrainState
-from linboost_optax._program import layers, marks
+from linboost_optax._program import layers
 from linboost_optax._program.differentiate import differentiate
 from linboost_optax._statistics import Rule
-from linboost_optax._taps import Taps, check_taps
+from linboost_optax._taps import Taps, check_taps, marks
 from linboost_optax.ills._model.linen import network
 
 __all__ = [

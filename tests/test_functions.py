@@ -103,7 +103,7 @@ def test_the_step_is_that_of_the_layer_as_a_matrix():
         (other, {"w": W.T.reshape(2, 2, 3), "b": B.reshape(2, 2)}),
     ):
         taps, stats = collect(function, params, x)
-        grads = jax.grad(lambda p: jnp.mean(function(p, x) ** 2))(params)
+        grads = jax.grad(lambda p, f=function: jnp.mean(f(p, x) ** 2))(params)
         for tx in (lbo.lnb(0.1, taps), lbo.whiten(optax.adam(0.1, eps=1e-3), taps)):
             updates, _ = tx.update(grads, tx.init(params), params, stats=stats)
             w = np.asarray(updates["w"])
@@ -285,6 +285,24 @@ def test_experts_have_the_rows_that_reach_them():
     _, stats = collect(dispatched, {"w": w}, x)
     for i in range(3):
         check(stats[""], x[i], block=i)
+
+
+def test_data_that_a_loss_makes_itself():
+    params = {"one": {"w": W, "b": B}, "two": {"w": normal(3, 4, 2)}}
+
+    def function(p, x):
+        return jnp.tanh(x @ p["one"]["w"] + p["one"]["b"]) @ p["two"]["w"]
+
+    def loss(p, x):
+        noise = jax.random.normal(jax.random.key(5), (7, 3))
+        return jnp.mean(function(p, noise) ** 2) + jnp.mean(
+            function(p, jnp.ones((2, 3)))
+        )
+
+    noise, ones = normal(5, 7, 3), jnp.ones((2, 3))
+    _, stats = collect(function, params, X, loss=loss)
+    check(stats["one"], noise, ones)
+    check(stats["two"], *(jnp.tanh(x @ W + B) for x in (noise, ones)))
 
 
 def test_layers_with_one_input_share_and_others_do_not():
@@ -514,7 +532,7 @@ def test_a_part_is_no_arrangement():
 
 def test_declared_layers():
     """A product that nobody can read is a layer if its kind is told."""
-    from linboost_optax._program.declared import declare
+    from linboost_optax._taps.declared import declare
 
     def function(p, x):
         y = jnp.sum(x[:, :, None] * p["w"], axis=1) + p["b"]

@@ -11,11 +11,12 @@ import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from linboost_optax._arrangement import Axes, Axis, arrange, whole
-from linboost_optax._program import contraction, declared, marks, rules
+from linboost_optax._jaxprs import subjaxprs
+from linboost_optax._program import contraction, rules
 from linboost_optax._program.contraction import OPAQUE, Contraction
-from linboost_optax._program.jaxprs import subjaxprs
 from linboost_optax._program.uses import Bias, Scope, Use, match_bias
 from linboost_optax._program.values import Piece, Value, derived, union
+from linboost_optax._taps import declared, marks
 
 IN_CUSTOM = (
     "it is used inside a function with a derivative of its own (jax.custom_vjp, "

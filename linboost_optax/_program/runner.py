@@ -12,8 +12,8 @@ import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from linboost_optax._layer import Layer
-from linboost_optax._program import marks
 from linboost_optax._program.uses import Scope, Use
+from linboost_optax._taps import marks
 from linboost_optax._taps.primitive import Tap, attach, emit, once
 
 # Values of statistics by key, and masks by number, as the scope at hand sees them.
