@@ -82,6 +82,10 @@ class Runner:
                 for use in scope.uses.get(i, ()):
                     out[0] = tapping.apply(use, out[0], row)
             env.update(zip(eqn.outvars, out))
+            for var in scope.last.get(
+                i, ()
+            ):  # free memory where operations run at once
+                del env[var]
         return [read(var) for var in scope.jaxpr.outvars]
 
     def _open(self, eqn: Any, inner: Sequence[Scope], row: list, own: dict) -> list:
