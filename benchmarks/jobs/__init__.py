@@ -13,6 +13,7 @@ from benchmarks.jobs import (
     races,
     sensitivity,
     step_time,
+    tied,
 )
 
 JOBS: dict[str, Job] = {
@@ -24,6 +25,7 @@ JOBS: dict[str, Job] = {
         sensitivity.JOB,
         defaults.JOB,
         memory.JOB,
+        tied.JOB,
         ills.JOB,
         ills_recovery.JOB,
         ills_memory.JOB,
