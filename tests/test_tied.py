@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import linboost_optax as lbo
-from linboost_optax._kinds import Attend, Embed, Tied
+from linboost_optax._kinds import Dense, Embed, Tied
 from linboost_optax._layer import Affine, Layer
 from linboost_optax._solvers.tied import SumOfArrows, TwoSided
 from linboost_optax._statistics.counts import CountSums
@@ -137,8 +137,8 @@ def test_each_use_measures_its_own_part_and_zeros_elsewhere():
 
 def tied_loss(embedding, t, tokens, targets, layer, rows=None):
     uses = layer.statistic
-    lookup = Tap(t.value, uses.lookup_layer(layer))
-    attend = Tap(t.value, uses.attend_layer(layer))
+    lookup = Tap(t.value, uses.layer_of(layer, layer.kind.lookup))
+    attend = Tap(t.value, uses.layer_of(layer, layer.kind.attend))
     mask = None if rows is None else jnp.asarray(rows)
     h = jnp.tanh(emit(lookup, embedding[tokens], tokens, mask))
     logits = emit(attend, h @ embedding.T, h, mask)
@@ -180,7 +180,7 @@ def test_only_rows_that_the_loss_depends_on_are_reached():
     with jax.enable_x64(True):
         layer = make_layer(lbo.Reached(lbo.Gram()))
         _, h = make_batch(2)
-        attend = layer.statistic.attend_layer(layer)
+        attend = layer.statistic.layer_of(layer, layer.kind.attend)
         g = np.ones((len(h), VOCABULARY))
         g[::3] = 0
         value = attend.statistic.measure(attend, jnp.asarray(h), jnp.asarray(g))
@@ -458,33 +458,19 @@ def test_conjugate_gradient_refuses_less_than_the_second_moment(statistic):
         lbo.ConjugateGradient().bind(make_layer(statistic))
 
 
-# --- the output layer alone, and whole optimizers ----------------------------------
+# --- the kind, and whole optimizers ------------------------------------------------
 
 
-def test_an_output_layer_alone_is_a_dense_layer_with_a_transposed_kernel():
-    with jax.enable_x64(True):
-        kind = Attend(VOCABULARY, SIZE)
-        layer = replace(make_layer(), kind=kind, statistic=lbo.Gram())
-        _, h = make_batch(0)
-        embedding = make_gradient().w[0]
-        affine = layer.to_affine(embedding, None, embedding.dtype)
-        close(affine.w[0], np.asarray(embedding).T)
-        close(layer.from_affine(affine)[0], embedding)
-        value = layer.statistic.measure(layer, jnp.asarray(h.reshape(5, 12, SIZE)))
-        close(value.outer[0], h.T @ h)
-        few = lbo.Gram(8).measure(layer, jnp.asarray(h))
-        chosen = np.sort(np.random.default_rng(0).choice(len(h), 8, replace=False))
-        close(few.outer[0], h[chosen].T @ h[chosen])
-        assert kind.statistic(lbo.Auto()) == lbo.Gram(128)
-        assert kind.bias_shape == (VOCABULARY,)
-
-
-def test_kinds_of_both_uses_have_one_kernel():
-    shapes = {kind.kernel_shape for kind in (KIND, KIND.lookup, KIND.attend)}
-    assert shapes == {(VOCABULARY, SIZE)}
-    assert KIND.lookup == Embed(VOCABULARY, SIZE)
+def test_a_tied_embedding_is_known_by_the_kinds_of_its_uses():
+    lookup, attend = Embed(VOCABULARY, SIZE), Dense((), (SIZE,), (VOCABULARY,))
+    assert (KIND.lookup, KIND.attend) == (lookup, attend)
+    assert Tied.of([attend, lookup, attend]) == KIND
+    assert Tied.of([lookup]) is None
+    assert Tied.of([attend]) is None
+    assert Tied.of([lookup, Dense((), (SIZE,), (VOCABULARY + 1,))]) is None
+    assert Tied.of([lookup, attend, Dense((), (3,), (2,))]) is None
     # Look-ups of the same tokens are no reason to share a statistic.
-    assert KIND.design_key != KIND.lookup.design_key
+    assert KIND.design_key != lookup.design_key
 
 
 @pytest.mark.parametrize("optimizer", ["lnb", "whiten"])

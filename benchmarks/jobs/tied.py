@@ -8,7 +8,6 @@ rate.
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -29,7 +28,8 @@ from benchmarks.tables import over_seeds, table
 from benchmarks.tasks import text
 from benchmarks.tasks._models import Attention
 from linboost_optax import linen
-from linboost_optax._kinds import Attend, Embed, Kind, Tied
+from linboost_optax._kinds import Embed, Kind, Tied
+from linboost_optax._kinds.base import some_rows
 from linboost_optax._layer import Affine, Layer
 from linboost_optax._statistics import Uses
 
@@ -37,6 +37,43 @@ WIDTH, LENGTH, BATCH, STEPS, WINDOW = 64, 32, 16, 200, 20
 WORDS = 1500  # the most frequent ones; all others are one more
 RATES = {"lnb": (0.1, 0.3, 1.0), "whiten": (1e-3, 3e-3, 1e-2)}
 LABELS = {"lnb": "LNB", "whiten": "whiten(Adam)"}
+
+
+@dataclass(frozen=True)
+class Attend(Kind):
+    """An embedding as the output layer alone: its transpose is the kernel."""
+
+    vocabulary: int
+    size: int
+
+    @property
+    def kernel_shape(self) -> tuple[int, ...]:
+        """That of the embedding."""
+        return (self.vocabulary, self.size)
+
+    @property
+    def bias_shape(self) -> tuple[int, ...]:
+        """Of a bias that it does not have."""
+        return (self.vocabulary,)
+
+    @property
+    def channels(self) -> int:
+        """Width of the hidden states."""
+        return self.size
+
+    def design(self, x: jax.Array, limit: int | None = None) -> jax.Array:
+        """The hidden states, a row each."""
+        x = x.reshape(-1, self.size)
+        rows = some_rows(len(x), limit)
+        return (x if rows is None else x[rows])[None]
+
+    def to_matrix(self, kernel: jax.Array) -> jax.Array:
+        """Transposes."""
+        return kernel.mT[:, None]
+
+    def from_matrix(self, w: jax.Array) -> jax.Array:
+        """Transposes back."""
+        return w[:, 0].mT
 
 
 @dataclass(frozen=True)
@@ -156,7 +193,7 @@ def trainer(name: str, variant: Variant, optimizer: str, steps: int) -> Callable
     taps = replace(found, layers=found.layers + ((layer,) if layer else ()))
     solver = Scaled(lbo.Cholesky(), "embed", variant.scale)
 
-    def loss_fn(params: Any, x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def loss_fn(params: Any, x: jax.Array, y: jax.Array) -> tuple[jax.Array, Any]:
         logits, h = model.apply({"params": params}, x)
         each = optax.softmax_cross_entropy_with_integer_labels(logits, y)
         return jnp.mean(each), h
@@ -202,7 +239,10 @@ def _layer(kind: Kind) -> Layer:
 
 def _measured(layer: Layer, tokens: jax.Array, h: jax.Array) -> Any:
     """What the taps of the embedding's uses emit together."""
-    measure = functools.partial(layer.statistic.measure, layer)
+
+    def measure(x: jax.Array) -> Any:
+        return layer.statistic.measure(layer, x, None)
+
     if isinstance(layer.statistic, Uses):
         return jax.tree.map(jnp.add, measure(tokens), measure(h))
     return measure(tokens if isinstance(layer.kind, Embed) else h)

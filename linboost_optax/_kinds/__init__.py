@@ -4,6 +4,6 @@ from linboost_optax._kinds.base import Kind
 from linboost_optax._kinds.conv import Conv
 from linboost_optax._kinds.dense import Dense
 from linboost_optax._kinds.embed import Embed
-from linboost_optax._kinds.tied import Attend, Tied
+from linboost_optax._kinds.tied import Tied
 
-__all__ = ["Attend", "Conv", "Dense", "Embed", "Kind", "Tied"]
+__all__ = ["Conv", "Dense", "Embed", "Kind", "Tied"]

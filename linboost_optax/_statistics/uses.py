@@ -20,6 +20,7 @@ from linboost_optax._statistics.gram import Gram
 from linboost_optax._statistics.reached import Reached
 
 if TYPE_CHECKING:
+    from linboost_optax._kinds import Kind
     from linboost_optax._kinds.tied import Tied
     from linboost_optax._layer import Layer
 
@@ -77,14 +78,36 @@ class Uses(Statistic):
 
     Args:
       lookup: statistic of the look-ups: ``Counts()``, or ``Reached`` of it.
-      attend: statistic of the hidden states.
+      attend: statistic of the hidden states, one that adds up.
+
+    Example:
+      >>> import jax.numpy as jnp, linboost_optax as lbo
+      >>> from linboost_optax._kinds import Tied
+      >>> from linboost_optax._layer import Layer
+      >>> kind = Tied(vocabulary=5, size=2)
+      >>> statistic = kind.statistic(lbo.Gram())
+      >>> statistic.name
+      'counts + gram'
+      >>> layer = Layer(("embed",), kind, statistic, (3,), bias=None)
+      >>> value = statistic.measure(layer, jnp.array([1, 1, 4]))
+      >>> value.lookup.sum
+      Array([[0., 2., 0., 0., 1.]], dtype=float32)
+      >>> value.attend.outer
+      Array([[[0., 0.],
+              [0., 0.]]], dtype=float32)
+
+    References:
+      Munoz (2025), arXiv:2502.01131: the metric of one use.
     """
 
     lookup: Statistic
     attend: Statistic
 
-    name: ClassVar[str] = "uses"
     reads_rows: ClassVar[bool] = True
+
+    @property
+    def name(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return f"{self.lookup.name} + {self.attend.name}"
 
     @classmethod
     def of(cls, kind: Tied, asked: Rule) -> Uses:
@@ -110,28 +133,27 @@ class Uses(Statistic):
     def as_read(self) -> Statistic:
         return Uses(self.lookup.as_read, self.attend.as_read)
 
-    def lookup_layer(self, layer: Layer) -> Layer:
-        """Returns the layer as a tap on its look-ups takes it.
+    def layer_of(self, layer: Layer, kind: Kind) -> Layer:
+        """Returns the layer as a tap on one of its uses takes it.
 
-        Its tap measures this use, with zeros for the other: what both taps emit is
-        added up.
+        That tap measures its own use, with zeros for the other: what both emit is added
+        up.
+
+        Args:
+          layer: the tied embedding.
+          kind: of the use, ``layer.kind.lookup`` or ``layer.kind.attend``.
         """
-        use = Use(self, layer.kind, "lookup")  # pyright: ignore[reportArgumentType]
-        return replace(layer, kind=use.tied.lookup, statistic=use)
-
-    def attend_layer(self, layer: Layer) -> Layer:
-        """Returns the layer as a tap on its output layer takes it."""
-        use = Use(self, layer.kind, "attend")  # pyright: ignore[reportArgumentType]
-        return replace(layer, kind=use.tied.attend, statistic=use)
+        tied: Any = layer.kind
+        which = "lookup" if kind == tied.lookup else "attend"
+        return replace(layer, kind=kind, statistic=Use(self, tied, which))
 
     def parts(self, layer: Layer) -> tuple[Layer, Layer]:
         """Returns look-ups and output layer as layers with statistics of their own."""
-        each = (self.lookup_layer(layer), self.attend_layer(layer))
-        lookup, attend = (
-            replace(use, statistic=own)
-            for use, own in zip(each, (self.lookup, self.attend))
+        tied: Any = layer.kind
+        return (
+            replace(layer, kind=tied.lookup, statistic=self.lookup),
+            replace(layer, kind=tied.attend, statistic=self.attend),
         )
-        return lookup, attend
 
     def shapes(self, layer: Layer) -> UseSums:
         return UseSums(*(part.statistic.shapes(part) for part in self.parts(layer)))
@@ -144,8 +166,9 @@ class Uses(Statistic):
         rows: jax.Array | None = None,
     ) -> UseSums:
         """Returns the value of one use: tokens are integers, hidden states are not."""
+        tied: Any = layer.kind
         tokens = jnp.issubdtype(x.dtype, jnp.integer)
-        use = self.lookup_layer(layer) if tokens else self.attend_layer(layer)
+        use = self.layer_of(layer, tied.lookup if tokens else tied.attend)
         return use.statistic.measure(use, x, g, rows)
 
     def moments(self, layer: Layer, value: UseSums) -> BlockMoments:
