@@ -238,11 +238,18 @@ class Use(Statistic):
         g: jax.Array | None = None,
         rows: jax.Array | None = None,
     ) -> UseSums:
-        zeros = jax.tree.map(
-            lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), self.shapes(layer)
-        )
         own = replace(layer, statistic=self.own)
-        return zeros._replace(**{self.which: self.own.measure(own, x, g, rows)})
+        measured = self.own.measure(own, x, g, rows)
+        # Zeros that JAX knows to depend on the input: inside `shard_map` constants are
+        # of another type than what differs from device to device.
+        some = jax.tree.leaves(measured)[0].reshape(-1)[0]
+
+        def zeros(leaf: jax.ShapeDtypeStruct) -> jax.Array:
+            zero = jnp.zeros(leaf.shape, leaf.dtype)
+            return jnp.where(some == some, zero, zero)
+
+        nothing = jax.tree.map(zeros, self.shapes(layer))
+        return nothing._replace(**{self.which: measured})
 
     def moments(self, layer: Layer, value: UseSums) -> BlockMoments:
         own = replace(layer, statistic=self.own)
