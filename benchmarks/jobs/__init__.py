@@ -14,6 +14,7 @@ from benchmarks.jobs import (
     races,
     sensitivity,
     step_time,
+    tied,
 )
 
 JOBS: dict[str, Job] = {
@@ -26,6 +27,7 @@ JOBS: dict[str, Job] = {
         defaults.JOB,
         memory.JOB,
         coverage.JOB,
+        tied.JOB,
         ills.JOB,
         ills_recovery.JOB,
         ills_memory.JOB,

@@ -5,5 +5,6 @@ from linboost_optax._kinds.conv import Conv
 from linboost_optax._kinds.dense import Dense
 from linboost_optax._kinds.embed import Embed
 from linboost_optax._kinds.experts import Experts
+from linboost_optax._kinds.tied import Tied
 
-__all__ = ["Conv", "Dense", "Embed", "Experts", "Kind"]
+__all__ = ["Conv", "Dense", "Embed", "Experts", "Kind", "Tied"]

@@ -207,7 +207,8 @@ class _Tapping:
         layer = self.runner.tapped(use)
         if layer is None:
             return y
-        t = Tap(self.values[layer.stats_key], layer)
+        seen = layer.statistic.layer_of(layer, use.kind)
+        t = Tap(self.values[layer.stats_key], seen)
         x = use.access.apply(row)
         layer.check_input(x)
         mask = self.mask(use, layer)
