@@ -137,6 +137,18 @@ def test_parameters_in_lists_tuples_and_one_dictionary():
     check(stats["w2"], x1)
 
 
+def test_parameters_that_are_one_array():
+    taps, stats = collect(lambda w, x: x @ w, W, X)
+    check(stats[""], X)
+    tx = lbo.lnb(0.1, taps)
+    updates, _ = tx.update(W, tx.init(W), W, stats=stats)
+    moment = np.asarray(X, np.float64).T @ X / 6
+    ridge = 1e-3 * np.eye(3) * np.trace(moment) / 3
+    direction = np.linalg.solve(moment + ridge, np.asarray(W, np.float64))
+    cosine = np.sum(updates * direction) / np.linalg.norm(direction)
+    np.testing.assert_allclose(-cosine / np.linalg.norm(updates), 1, atol=1e-3)
+
+
 def test_two_kernels_and_one_bias():
     h = normal(7, 6, 5)
     params = {"wx": W, "wh": normal(8, 5, 4), "b": B}
