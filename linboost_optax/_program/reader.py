@@ -241,7 +241,8 @@ class Reader:
         kind = eqn.params["kind"]
         for piece in kernel.parameters if not at.backward else ():
             if isinstance(kind, str):
-                self.left[piece.of] = kind
+                also = [b.of for value in bias for b in value.parameters]
+                self.left.update(dict.fromkeys((piece.of, *also), kind))
                 continue
             stack = [atom for axis in piece.stack for atom in axis]
             own = [atom for axis in piece.axes for atom in axis]

@@ -77,7 +77,9 @@ def trace(
         results, tree = jax.tree.flatten(out)
         structure.append(tree)
         static.clear()
-        static.update({i: x for i, x in enumerate(results) if not is_value(x)})
+        static.update(
+            {i: x for i, x in enumerate(results) if not isinstance(x, jax.Array)}
+        )
         return [x for i, x in enumerate(results) if i not in static]
 
     with rows.hidden(), tracing():
@@ -137,8 +139,3 @@ def _used(closed: ClosedJaxpr) -> set[Any]:
 def is_array(leaf: Any) -> bool:
     """Whether an argument is an array, or stands for one."""
     return isinstance(leaf, jax.ShapeDtypeStruct) or hasattr(leaf, "__array__")
-
-
-def is_value(leaf: Any) -> bool:
-    """Whether a result can be one of a traced function."""
-    return is_array(leaf) or isinstance(leaf, int | float | complex | bool)

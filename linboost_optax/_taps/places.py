@@ -69,9 +69,10 @@ def kernels(taps: Taps, params: Any) -> list[tuple[Layer, int]]:
 
 _LACKING = (
     "`taps` has layer '{layer}', which the parameters lack: these taps belong to "
-    "another model, or `params` is neither the 'params' collection nor the variables "
-    "that hold it. Make the taps from the model whose parameters are passed; those of "
-    "a model below a name in a larger dictionary are `Taps.join({{name: taps}})`."
+    "another model, or `params` is not what they were made for (of Linen models, the "
+    "'params' collection or the variables that hold it). Make the taps from the model "
+    "whose parameters are passed; those of a model below a name in a larger dictionary "
+    "are `Taps.join({{name: taps}})`."
 )
 
 _OTHER = (
