@@ -1,7 +1,7 @@
 """The arrow-shaped factor: exact mean, diagonal covariance."""
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -86,6 +86,8 @@ class ArrowMetric:
 
     options: IncompleteCholesky
     layer: Layer
+
+    nameless: ClassVar[bool] = True
 
     def init(self) -> MomentsState:
         # One buffer a leaf: a step that donates its state must not see one twice.
