@@ -71,7 +71,7 @@ def _apply(
     *args: Any,
 ) -> tuple[list[jax.Array], Any]:
     """Returns a layer's kernel and bias as ``function`` maps them as matrices."""
-    kernel, bias = (*own, None)[:2]
+    kernel, bias = own[0], own[1] if len(own) > 1 else None
     dtype = _statistics.accumulation_dtype(kernel.dtype, layer.dtype)
     affine, rest = function(metric, layer.to_affine(kernel, bias, dtype), *args)
     new = [leaf for leaf in layer.from_affine(affine) if leaf is not None]
