@@ -83,7 +83,10 @@ def trace(
         return [x for i, x in enumerate(results) if i not in static]
 
     with rows.hidden(), tracing():
-        closed = jax.make_jaxpr(flat)(leaves, arrays)
+        try:
+            closed = jax.make_jaxpr(flat)(leaves, arrays)
+        except _LOOKS as error:
+            raise TypeError(_NUMBERS.format(name=_name(function))) from error
     reader = Reader({})
     values = [
         reader.parameter(i, tuple(jax.numpy.shape(leaf)))
@@ -125,6 +128,23 @@ def trace(
         arrays=arrays,
         rebuild=rebuild,
     )
+
+
+_LOOKS = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+)
+_NUMBERS = (
+    "`{name}` looks at numbers while it runs (`if loss > 0`, `float(loss)`, "
+    "`np.asarray(x)`), so that it cannot be traced, and a function is read as it is "
+    "traced. Use jax.lax.cond or jnp.where for `if`, jnp for NumPy, jax.debug.print to "
+    "print, and return with `has_aux=True` what is to be looked at."
+)
+
+
+def _name(function: Callable[..., Any]) -> str:
+    return getattr(function, "__name__", type(function).__name__)
 
 
 def _used(closed: ClosedJaxpr) -> set[Any]:
