@@ -26,6 +26,7 @@ class Program:
       scope: what it does.
       uses: of kernels, in the order in which they run.
       outside: parameters that are multiplied with data by what is no layer, and why.
+      elsewhere: parameters that meet data element by element, and by which primitive.
       left: parameters that the user leaves alone, and why.
       shapes: of the parameters, by number.
       seen: numbers of the parameters that anything is computed from.
@@ -39,6 +40,7 @@ class Program:
     scope: Scope
     uses: Sequence[Use]
     outside: Mapping[int, str]
+    elsewhere: Mapping[int, str]
     left: Mapping[int, str]
     shapes: Mapping[int, tuple[int, ...]]
     seen: frozenset[int]
@@ -104,6 +106,9 @@ def trace(
     used = _used(closed)
     tree = structure[-1]
     declared = {use.parameter for use in reader.uses if use.declared} | {*reader.left}
+    told = declared | {
+        use.bias.parameter for use in reader.uses if use.declared and use.bias
+    }
     for use in reader.uses:
         use.ignored |= use.parameter in declared and not use.declared
 
@@ -123,6 +128,7 @@ def trace(
             i for i, var in enumerate(closed.jaxpr.invars[: len(leaves)]) if var in used
         ),
         masks=reader.masks,
+        elsewhere={i: s for i, s in reader.elsewhere.items() if i not in told},
         left=reader.left,
         mask_numbers=reader.mask_numbers,
         arrays=arrays,

@@ -41,6 +41,10 @@ def index(entries: list[tuple[Any, Any]]) -> dict[Path, Any]:
             found.setdefault(names[:end], value)
             bare = tuple(name for name in names[:end] if name != "params")
             shorter.setdefault(bare, value)
+            # Boxes around parameters: NNX variables, partitioned arrays.
+            boxed = [getattr(entry, "name", "") == "value" for entry in path[:end]]
+            open_ = tuple(n for n, box in zip(names, boxed) if not box)
+            shorter.setdefault(open_, value)
             cut = tuple(part for name in bare for part in name.split("/"))
             pieces.setdefault(cut, value)
     return {**pieces, **shorter, **found}
