@@ -283,6 +283,4 @@ _READERS: dict[str, Callable[[Any, int, Axes], Contraction | str]] = {
     "ragged_dot_general": _ragged,
     "ragged_dot": _ragged,
 }
-# The same product by other names, which are not read: kernels in them stay plain.
 PRIMITIVES = frozenset(_READERS)
-OPAQUE = frozenset(("triangular_solve",))

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from linboost_optax._arrangement import Arrangement
 from linboost_optax._layer import Layer, Path, join
 from linboost_optax._program import tree
-from linboost_optax._program.reader import IN_WHILE
+from linboost_optax._program.notes import IN_WHILE
 from linboost_optax._program.refusals import refuse_repeated
 from linboost_optax._program.tied import as_tied, tied_of
 from linboost_optax._program.trace import Program

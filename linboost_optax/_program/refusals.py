@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 
 from linboost_optax._layer import Layer
-from linboost_optax._program.reader import IN_WHILE
+from linboost_optax._program.notes import IN_WHILE
 from linboost_optax._program.tied import fits
 from linboost_optax._program.trace import Program
 from linboost_optax._program.uses import Use

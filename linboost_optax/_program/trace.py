@@ -9,7 +9,8 @@ from typing import Any
 import jax
 from jax.extend.core import ClosedJaxpr
 
-from linboost_optax._program.reader import Context, Reader
+from linboost_optax._program.notes import Context
+from linboost_optax._program.reader import Reader
 from linboost_optax._program.uses import Scope, Use
 from linboost_optax._program.values import Value
 from linboost_optax._taps import rows
@@ -89,27 +90,28 @@ def trace(
             closed = jax.make_jaxpr(flat)(leaves, arrays)
         except _LOOKS as error:
             raise TypeError(_NUMBERS.format(name=_name(function))) from error
-    reader = Reader({})
+    reader = Reader()
+    notes = reader.notes
     values = [
-        reader.parameter(i, tuple(jax.numpy.shape(leaf)))
+        notes.parameter(i, tuple(jax.numpy.shape(leaf)))
         if known is None or i in known
-        else Value(reader.fresh(), made=True)
+        else Value(notes.fresh(), made=True)
         for i, leaf in enumerate(leaves)
     ]
     numbers: dict[int, int] = {}  # one array may be several arguments
     for i, array in enumerate(arrays):
-        number = numbers.setdefault(id(array), reader.fresh())
+        number = numbers.setdefault(id(array), notes.fresh())
         data = is_data(i)
         values.append(Value(number, data=data, made=not data))
-    consts = [reader.data() for _ in closed.jaxpr.constvars]
+    consts = [notes.data() for _ in closed.jaxpr.constvars]
     scope, _ = reader.read(closed.jaxpr, consts, values, Context())
     used = _used(closed)
     tree = structure[-1]
-    declared = {use.parameter for use in reader.uses if use.declared} | {*reader.left}
+    declared = {use.parameter for use in notes.uses if use.declared} | {*notes.left}
     told = declared | {
-        use.bias.parameter for use in reader.uses if use.declared and use.bias
+        use.bias.parameter for use in notes.uses if use.declared and use.bias
     }
-    for use in reader.uses:
+    for use in notes.uses:
         use.ignored |= use.parameter in declared and not use.declared
 
     def rebuild(results: Sequence[Any]) -> Any:
@@ -121,16 +123,16 @@ def trace(
     return Program(
         closed=closed,
         scope=scope,
-        uses=[use for use in reader.uses if not use.ignored],
-        outside={i: s for i, s in reader.outside.items() if i not in declared},
-        shapes=reader.shapes,
+        uses=[use for use in notes.uses if not use.ignored],
+        outside={i: s for i, s in notes.outside.items() if i not in declared},
+        shapes=notes.shapes,
         seen=frozenset(
             i for i, var in enumerate(closed.jaxpr.invars[: len(leaves)]) if var in used
         ),
-        masks=reader.masks,
-        elsewhere={i: s for i, s in reader.elsewhere.items() if i not in told},
-        left=reader.left,
-        mask_numbers=reader.mask_numbers,
+        masks=notes.masks,
+        elsewhere={i: s for i, s in notes.elsewhere.items() if i not in told},
+        left=notes.left,
+        mask_numbers=notes.mask_numbers,
         arrays=arrays,
         rebuild=rebuild,
     )
