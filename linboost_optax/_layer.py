@@ -46,6 +46,8 @@ def join(path: Path) -> str:
 
 def split(name: str) -> Path:
     """Undoes ``join``."""
+    if not name:
+        return ()
     parts = re.split("(?<!/)/(?!/)", name)
     return tuple(part.replace("//", "/") for part in parts)
 

@@ -10,7 +10,7 @@
 ``CONTRIBUTING.md`` has a recipe for each.
 """
 
-from linboost_optax._kinds import Conv, Dense, Embed, Kind
+from linboost_optax._kinds import Conv, Dense, Embed, Experts, Kind
 from linboost_optax._kinds.base import some_rows
 from linboost_optax._layer import Affine, Layer
 from linboost_optax._solvers.base import (
@@ -42,6 +42,7 @@ __all__ = [
     "Conv",
     "Dense",
     "Embed",
+    "Experts",
     "Kind",
     "Layer",
     "Rule",

@@ -13,13 +13,21 @@ from linboost_optax import _statistics
 from linboost_optax._adapters.linen import discovery, mistakes
 from linboost_optax._adapters.linen.observer import Observer
 from linboost_optax._adapters.linen.registry import register
-from linboost_optax._program import layers, marks
+from linboost_optax._adapters.linen.train_state import TrainState
+from linboost_optax._program import layers
 from linboost_optax._program.differentiate import differentiate
 from linboost_optax._statistics import Rule
-from linboost_optax._taps import Taps, check_taps
+from linboost_optax._taps import Taps, check_taps, marks
 from linboost_optax.ills._model.linen import network
 
-__all__ = ["network", "register", "taps", "value_and_grad", "without_taps"]
+__all__ = [
+    "TrainState",
+    "network",
+    "register",
+    "taps",
+    "value_and_grad",
+    "without_taps",
+]
 
 
 def taps(

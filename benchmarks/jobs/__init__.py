@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from benchmarks.job import Job
 from benchmarks.jobs import (
+    coverage,
     defaults,
     faults,
     ills,
@@ -13,6 +14,7 @@ from benchmarks.jobs import (
     races,
     sensitivity,
     step_time,
+    tied,
 )
 
 JOBS: dict[str, Job] = {
@@ -24,6 +26,8 @@ JOBS: dict[str, Job] = {
         sensitivity.JOB,
         defaults.JOB,
         memory.JOB,
+        coverage.JOB,
+        tied.JOB,
         ills.JOB,
         ills_recovery.JOB,
         ills_memory.JOB,

@@ -4,5 +4,7 @@ from linboost_optax._kinds.base import Kind
 from linboost_optax._kinds.conv import Conv
 from linboost_optax._kinds.dense import Dense
 from linboost_optax._kinds.embed import Embed
+from linboost_optax._kinds.experts import Experts
+from linboost_optax._kinds.tied import Tied
 
-__all__ = ["Conv", "Dense", "Embed", "Kind"]
+__all__ = ["Conv", "Dense", "Embed", "Experts", "Kind", "Tied"]

@@ -88,7 +88,8 @@ def find(layers: tuple[Layer, ...], tree: Any) -> list[Slot]:
         the tree is one array, in which no layer can be told from another.
     """
     entries, _ = jax.tree.flatten_with_path(tree, is_leaf=_is_masked)
-    if layers and len(entries) == 1 and not entries[0][0]:
+    named = [layer for layer in layers if layer.where(layer.kernel)]
+    if named and len(entries) == 1 and not entries[0][0]:
         raise ValueError(
             "parameters must be a tree in which layers have names, got one array of "
             f"shape {jnp.shape(entries[0][1])}, as `optax.flatten` makes it. Flatten "

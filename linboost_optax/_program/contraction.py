@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 
 from linboost_optax._arrangement import Atom, Axes, Axis, size_of
-from linboost_optax._kinds import Conv, Dense, Embed, Kind
+from linboost_optax._kinds import Conv, Dense, Embed, Experts, Kind, experts
 
 
 @dataclass(frozen=True)
@@ -20,18 +20,31 @@ class Access:
     Attributes:
       operand: which of the equation's.
       order: of its axes; None for indices, which lose their last axis.
+      groups: which operand tells how many samples go to each expert, or None.
     """
 
     operand: int
     order: tuple[int, ...] | None
+    groups: int | None = None
 
-    def apply(self, x: jax.Array) -> jax.Array:
-        """Returns the input, from the operand."""
+    def apply(self, row: Sequence[jax.Array]) -> jax.Array:
+        """Returns the input, from the operands."""
+        x = row[self.operand]
+        if self.groups is not None:
+            return experts.numbered(x, row[self.groups])
         return x[..., 0] if self.order is None else x.transpose(self.order)
 
     def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Returns the shape of the input, from that of the operand."""
-        return shape[:-1] if self.order is None else tuple(shape[i] for i in self.order)
+        if self.order is None:
+            return shape[:-1]
+        shape = tuple(shape[i] for i in self.order)
+        return shape if self.groups is None else (*shape[:-1], shape[-1] + 1)
+
+    def number(self, row: Sequence[Any]) -> Hashable:
+        """Returns the number of the input, from what is known of the operands."""
+        groups = None if self.groups is None else row[self.groups].number
+        return (row[self.operand].number, self.order, groups)
 
 
 @dataclass(frozen=True)
@@ -194,6 +207,33 @@ def _gather(eqn: Any, which: int, axes: Axes) -> Contraction | str:
     )
 
 
+def _ragged(eqn: Any, which: int, axes: Axes) -> Contraction | str:
+    numbers = eqn.params["ragged_dot_dimension_numbers"]
+    plain = (((1,), (1,)), ((), ()))
+    if (
+        which != 1
+        or tuple(map(_tuples, numbers.dot_dimension_numbers)) != plain
+        or tuple(numbers.lhs_ragged_dimensions) != (0,)
+        or tuple(numbers.rhs_group_dimensions) != (0,)
+    ):
+        return "it is multiplied by groups in another way than jax.lax.ragged_dot's"
+    if any(_repeats(axis) or _mixed(axis) for axis in axes):
+        return "it is repeated, once an example"
+    sizes = eqn.invars[1].aval.shape
+    return Contraction(
+        kind=Experts(*sizes),
+        kernel=_atoms(axes, range(3)),
+        input=Access(0, (0, 1), groups=2),
+        output=(0, 1),
+        outputs=_outputs(eqn, {}, 2),
+        part_axis={},
+    )
+
+
+def _tuples(pair: Any) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(each) for each in pair)
+
+
 def _outputs(eqn: Any, axis_of: dict[int, int], rank: int) -> Axes:
     shape = eqn.outvars[0].aval.shape
     return tuple(
@@ -235,7 +275,9 @@ _READERS: dict[str, Callable[[Any, int, Axes], Contraction | str]] = {
     "dot_general": _dot,
     "conv_general_dilated": _conv,
     "gather": _gather,
+    "ragged_dot_general": _ragged,
+    "ragged_dot": _ragged,
 }
 # The same product by other names, which are not read: kernels in them stay plain.
 PRIMITIVES = frozenset(_READERS)
-OPAQUE = frozenset(("ragged_dot", "ragged_dot_general", "triangular_solve"))
+OPAQUE = frozenset(("triangular_solve",))

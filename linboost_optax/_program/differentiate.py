@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from linboost_optax._layer import Layer
 from linboost_optax._program import refusals
@@ -61,7 +62,7 @@ def differentiate(
 
 def traces() -> bool:
     """Whether operations are traced rather than run."""
-    return isinstance(jnp.zeros(()), jax.core.Tracer)
+    return isinstance(jnp.zeros(()), Tracer)
 
 
 def _followed(taps: Taps, params: Any) -> frozenset[int]:

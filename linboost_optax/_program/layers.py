@@ -14,6 +14,7 @@ from linboost_optax._arrangement import Arrangement
 from linboost_optax._layer import Layer, Path, join
 from linboost_optax._program import tree
 from linboost_optax._program.refusals import refuse_repeated
+from linboost_optax._program.tied import as_tied, tied_of
 from linboost_optax._program.trace import Program
 from linboost_optax._program.uses import Bias, Use
 from linboost_optax._statistics import Rule, Statistic
@@ -130,7 +131,8 @@ def _hindrance(uses: list[Use], dtype: Any) -> str | None:
             return use.hindrance
         if jnp.issubdtype(use.dtype, jnp.complexfloating):
             return _COMPLEX
-    return _GEOMETRIES if len({use.geometry for use in uses}) > 1 else None
+    geometries = {use.geometry for use in uses}
+    return _GEOMETRIES if len(geometries) > 1 and tied_of(uses) is None else None
 
 
 def _biases(uses: Mapping[int, list[Use]]) -> dict[int, Bias]:
@@ -156,7 +158,7 @@ def _layer(
     siblings: Counter[Path],
     asked: Rule,
 ) -> Layer:
-    use, parent = uses[0], path[:-1]
+    use, parent = as_tied(uses) or uses[0], path[:-1]
     home = parent
     if bias is not None:
         home = _common(parent, paths[bias.parameter][:-1])

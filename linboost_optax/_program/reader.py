@@ -11,11 +11,12 @@ import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from linboost_optax._arrangement import Axes, Axis, arrange, whole
-from linboost_optax._program import contraction, declared, marks, rules
+from linboost_optax._jaxprs import subjaxprs
+from linboost_optax._program import contraction, rules
 from linboost_optax._program.contraction import OPAQUE, Contraction
-from linboost_optax._program.jaxprs import subjaxprs
 from linboost_optax._program.uses import Bias, Scope, Use, match_bias
 from linboost_optax._program.values import Piece, Value, derived, union
+from linboost_optax._taps import declared, marks
 
 IN_CUSTOM = (
     "it is used inside a function with a derivative of its own (jax.custom_vjp, "
@@ -149,6 +150,7 @@ class Reader:
                 value,
                 parameters=rules.pieces(eqn, row, k, "parameters"),
                 outputs=rules.pieces(eqn, row, k, "outputs"),
+                uniform=rules.uniform(eqn, row),
             )
             for k, value in enumerate(base)
         ]
@@ -225,13 +227,17 @@ class Reader:
             axes = _in_part(read.outputs, use.part)
             outputs.append(Piece(index, axes, part=use.part))
         deps = union((result.uses, frozenset(indices)))
-        return replace(result, outputs=tuple(outputs), uses=deps, gradient=False)
+        # What a layer makes of constants is an activation, too.
+        data = result.data or bool(indices)
+        return replace(
+            result, outputs=tuple(outputs), uses=deps, data=data, gradient=False
+        )
 
     def _declared(
         self, scope: Scope, i: int, eqn: Any, row: list[Value], at: Context
     ) -> Value:
         """Reads what a user has declared to be a layer."""
-        y, x, kernel, *bias = row
+        y, _, kernel, *bias = row
         kind = eqn.params["kind"]
         for piece in kernel.parameters if not at.backward else ():
             if isinstance(kind, str):
@@ -244,13 +250,14 @@ class Reader:
             if arrangement is None:
                 continue
             aval = eqn.invars[1].aval
+            access = contraction.Access(1, tuple(range(len(aval.shape))))
             use = Use(
                 parameter=piece.of,
                 kind=kind,
                 arrangement=arrangement,
                 stack=tuple(_size(axis) for axis in piece.stack),
-                access=contraction.Access(1, tuple(range(len(aval.shape)))),
-                number=(x.number, tuple(range(len(aval.shape)))),
+                access=access,
+                number=access.number(row),
                 shape=aval.shape,
                 dtype=aval.dtype,
                 output=tuple(range(len(eqn.outvars[0].aval.shape))),
@@ -312,7 +319,7 @@ class Reader:
             arrangement=arrangement,
             stack=tuple(_size(axis) for axis in piece.stack),
             access=read.input,
-            number=(row[read.input.operand].number, read.input.order),
+            number=read.input.number(row),
             shape=read.input.shape(aval.shape),
             dtype=aval.dtype,
             output=read.output,
@@ -378,21 +385,21 @@ class Reader:
         if len(within.uses) != 1 or within.inner:
             return results
         ((where, uses),) = within.uses.items()
-        (y,) = {piece for piece in results[0].outputs} or (None,)
+        (y,) = set(results[0].outputs) or (None,)
         if len(uses) != 1 or y is None or self.uses[y.of] is not uses[0]:
             return results
         use = uses[0]
         read = within.jaxpr.eqns[where].invars[use.access.operand].aval
         narrow = read.dtype.itemsize == 1
-        for k, (value, var) in enumerate(zip(row, eqn.invars)):
-            same = value.number == use.number[0]
+        for k, var in enumerate(eqn.invars):
+            same = replace(use.access, operand=k).number(row) == use.number
             wide = getattr(var.aval, "shape", None) == read.shape and (
                 jax.numpy.issubdtype(var.aval.dtype, jax.numpy.floating)
                 and var.aval.dtype.itemsize > 1
             )
             if (same and not narrow and not y.scaled) or (narrow and wide):
                 use.access = replace(use.access, operand=k)
-                use.number = (value.number, use.access.order)
+                use.number = use.access.number(row)
                 use.dtype, use.hindrance, use.scope = var.aval.dtype, None, scope.number
                 use.narrow = narrow
                 scope.uses.setdefault(i, []).append(use)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from linboost_optax._layer import Layer
 from linboost_optax._program.reader import IN_WHILE
+from linboost_optax._program.tied import fits
 from linboost_optax._program.trace import Program
 from linboost_optax._program.uses import Use
 from linboost_optax._taps.table import Taps
@@ -44,9 +45,7 @@ def _check_use(layer: Layer, use: Use, program: Program) -> None:
         raise ValueError(
             _OUTSIDE.format(layer=layer, why="it is multiplied, and no bias added")
         )
-    own = layer.arrangement
-    same = use.arrangement == own if own else use.arrangement.is_identity
-    if not same or (use.kind, use.stack) != (layer.kind, layer.stack):
+    if not fits(layer, use):
         how = f"as {use.kind}, and not as {layer.kind}"
         if use.kind == layer.kind:
             how = "with its axes in another order"

@@ -70,8 +70,18 @@ def pieces(eqn: Any, row: Sequence[Value], i: int, attribute: str) -> tuple[Piec
     return _elementwise(eqn, row, i, attribute)
 
 
+def uniform(eqn: Any, row: Sequence[Value]) -> bool:
+    """Whether all elements of an equation's result are one number."""
+    if eqn.primitive.name == "broadcast_in_dim":
+        return row[0].uniform or eqn.invars[0].aval.size == 1
+    return eqn.primitive.name == "convert_element_type" and row[0].uniform
+
+
 def _scaled(eqn: Any, row: Sequence[Value]) -> tuple[Piece, ...]:
-    numbers = [getattr(var.aval, "size", 0) == 1 for var in eqn.invars]
+    numbers = [
+        value.uniform or getattr(var.aval, "size", 0) == 1
+        for value, var in zip(row, eqn.invars)
+    ]
     for value, other in ((row[0], numbers[1]), (row[1], numbers[0])):
         if other and value.outputs:
             return tuple(replace(piece, scaled=True) for piece in value.outputs)
@@ -81,10 +91,10 @@ def _scaled(eqn: Any, row: Sequence[Value]) -> tuple[Piece, ...]:
 def _elementwise(
     eqn: Any, row: Sequence[Value], i: int, attribute: str
 ) -> tuple[Piece, ...]:
-    shape = getattr(eqn.outvars[i].aval, "shape", None)
+    shape = getattr(eqn.outvars[i].aval, "shape", ())
     found: list[Piece] = []
     for j, (var, value) in enumerate(zip(eqn.invars, row)):
-        if not _fits(getattr(var.aval, "shape", None), shape):
+        if not _fits(getattr(var.aval, "shape", ()), shape):
             continue
         for piece in getattr(value, attribute):
             piece = _stretched(piece, var.aval.shape, shape)
@@ -96,11 +106,9 @@ def _elementwise(
     return tuple(found)
 
 
-def _fits(own: tuple[int, ...] | None, shape: tuple[int, ...] | None) -> bool:
+def _fits(own: tuple[int, ...], shape: tuple[int, ...]) -> bool:
     """Whether an operand has the shape of the result, or is stretched to it."""
-    if own is None or shape is None or len(own) != len(shape):
-        return False
-    return all(n in (1, m) for n, m in zip(own, shape))
+    return len(own) == len(shape) and all(n in (1, m) for n, m in zip(own, shape))
 
 
 def _stretched(piece: Piece, own: tuple[int, ...], shape: tuple[int, ...]) -> Piece:

@@ -12,8 +12,8 @@ import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from linboost_optax._layer import Layer
-from linboost_optax._program import marks
 from linboost_optax._program.uses import Scope, Use
+from linboost_optax._taps import marks
 from linboost_optax._taps.primitive import Tap, attach, emit, once
 
 # Values of statistics by key, and masks by number, as the scope at hand sees them.
@@ -82,6 +82,10 @@ class Runner:
                 for use in scope.uses.get(i, ()):
                     out[0] = tapping.apply(use, out[0], row)
             env.update(zip(eqn.outvars, out))
+            for var in scope.last.get(
+                i, ()
+            ):  # free memory where operations run at once
+                del env[var]
         return [read(var) for var in scope.jaxpr.outvars]
 
     def _open(self, eqn: Any, inner: Sequence[Scope], row: list, own: dict) -> list:
@@ -203,8 +207,9 @@ class _Tapping:
         layer = self.runner.tapped(use)
         if layer is None:
             return y
-        t = Tap(self.values[layer.stats_key], layer)
-        x = use.access.apply(row[use.access.operand])
+        seen = layer.statistic.layer_of(layer, use.kind)
+        t = Tap(self.values[layer.stats_key], seen)
+        x = use.access.apply(row)
         layer.check_input(x)
         mask = self.mask(use, layer)
         if layer.statistic.reads_cotangent:

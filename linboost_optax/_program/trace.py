@@ -9,12 +9,12 @@ from typing import Any
 import jax
 from jax.extend.core import ClosedJaxpr
 
-from linboost_optax._program.declared import tracing
 from linboost_optax._program.reader import Context, Reader
 from linboost_optax._program.uses import Scope, Use
 from linboost_optax._program.values import Value
 from linboost_optax._taps import rows
 from linboost_optax._taps.arguments import of_arrays
+from linboost_optax._taps.declared import tracing
 
 
 @dataclass(frozen=True)

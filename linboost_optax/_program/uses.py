@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from jax.extend.core import Jaxpr
+from jax.extend.core import Jaxpr, Literal
 
 from linboost_optax._arrangement import Arrangement, Atom, arrange
 from linboost_optax._kinds import Kind
@@ -96,6 +97,20 @@ class Scope:
     uses: dict[int, list[Use]] = field(default_factory=dict)
     inner: dict[int, list[Scope]] = field(default_factory=dict)
     sliced: frozenset[int] = frozenset()
+
+    @functools.cached_property
+    def last(self) -> dict[int, list[Any]]:
+        """The variables that are read for the last time, by equation."""
+        ends: dict[Any, int] = {}
+        for i, eqn in enumerate(self.jaxpr.eqns):
+            ends.update({v: i for v in eqn.invars if not isinstance(v, Literal)})
+            ends.update(dict.fromkeys(eqn.outvars, i))
+        kept = {v for v in self.jaxpr.outvars if not isinstance(v, Literal)}
+        last: dict[int, list[Any]] = {}
+        for var, i in ends.items():
+            if var not in kept:
+                last.setdefault(i, []).append(var)
+        return last
 
     def all(self) -> Iterator[Use]:
         """Returns all uses, those of inner scopes included."""

@@ -60,6 +60,7 @@ class Value:
       made: whether it depends on parameters.
       gradient: whether it comes out of the backward pass of a gradient inside the
         function: of the shape of a parameter, and no activation.
+      uniform: whether all of its elements are one number.
       uses: the few uses of kernels that it depends on; None for many.
     """
 
@@ -69,6 +70,7 @@ class Value:
     data: bool = False
     made: bool = False
     gradient: bool = False
+    uniform: bool = False
     uses: frozenset[int] | None = frozenset()
 
     @property

@@ -8,13 +8,7 @@ import jax.numpy as jnp
 
 from linboost_optax import _checks
 from linboost_optax._layer import Affine, Layer
-from linboost_optax._solvers.elimination import (
-    center,
-    columns,
-    dot,
-    uncenter,
-    where_seen,
-)
+from linboost_optax._solvers.elimination import dot, where_seen
 from linboost_optax._solvers.incomplete_cholesky import (
     ArrowMetric,
     IncompleteCholesky,
@@ -143,14 +137,13 @@ class Krylov:
         self, start: Affine, state: MomentsState, view: KrylovView, g: Affine
     ) -> Affine:
         options = self.options
-        mean, metric = self.preconditioner.scales(state)
 
         def operator(v: Affine) -> Affine:
             h = view.second.product(v)
             return h._replace(w=h.w + options.ridge * v.w)
 
         def precondition(r: Affine) -> Affine:
-            return uncenter(center(r, mean) / columns(metric), r.b, mean)
+            return self.preconditioner.solve(state, view.moments, r)
 
         solution = _conjugate_gradient(
             operator, precondition, g, start, options.iterations, options.tolerance

@@ -1,6 +1,7 @@
 """The arrow-shaped factor: exact mean, diagonal covariance."""
 
 from dataclasses import dataclass
+from functools import singledispatch
 from typing import Any, NamedTuple
 
 import jax
@@ -73,11 +74,27 @@ class IncompleteCholesky:
 
     def bind(self, layer: Layer) -> "ArrowMetric":
         """Returns the solver of one layer, whatever its statistic."""
-        return ArrowMetric(self, layer)
+        return arrow_on(layer.statistic, self, layer)
 
     def bind_factor(self, layer: Layer) -> "ArrowMetric":
         """Returns the factor of one layer's metric, whatever its statistic."""
-        return ArrowMetric(self, layer)
+        return arrow_on(layer.statistic, self, layer)
+
+
+@singledispatch
+def arrow_on(statistic: Any, solver: IncompleteCholesky, layer: Layer) -> Any:
+    """Returns what ``solver`` is on a layer with this statistic.
+
+    Moments of the inputs are all that it reads, so only a statistic of more than one
+    kind of inputs registers another.
+
+    Args:
+      statistic: the layer's.
+      solver: the options.
+      layer: the layer.
+    """
+    del statistic
+    return ArrowMetric(solver, layer)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from linboost_optax._statistics.inputs import Inputs
 from linboost_optax._statistics.moments import Moments
 from linboost_optax._statistics.reached import Reached
 from linboost_optax._statistics.sketch import Sketch
+from linboost_optax._statistics.uses import Uses
 
 __all__ = [
     "Auto",
@@ -19,6 +20,7 @@ __all__ = [
     "Rule",
     "Sketch",
     "Statistic",
+    "Uses",
     "accumulation_dtype",
     "resolve",
 ]

@@ -111,6 +111,14 @@ class Statistic(ABC):
         del kind
         return self
 
+    def layer_of(self, layer: Layer, kind: Kind) -> Layer:
+        """Returns the layer as a tap takes it on a use of this kind; by default as is.
+
+        Where a kernel has uses of several kinds, each measures its own part.
+        """
+        del kind
+        return layer
+
     @abstractmethod
     def shapes(self, layer: Layer) -> Any:
         """Returns the value's shapes as ``ShapeDtypeStruct`` leaves, without stack."""

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
-from linboost_optax._program import marks
-from linboost_optax._program.declared import traced_anew
+from linboost_optax._taps import marks
+from linboost_optax._taps.declared import traced_anew
 from linboost_optax._taps.selection import matches, named
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import Jaxpr
 
-from linboost_optax._program.jaxprs import subjaxprs
+from linboost_optax._jaxprs import subjaxprs
 
 _FREE = frozenset(
     (

@@ -13,7 +13,7 @@ from linboost_optax._adapters.linen import registry
 from linboost_optax._adapters.linen.registry import Entry
 from linboost_optax._kinds import Kind
 from linboost_optax._layer import Path, join
-from linboost_optax._program.declared import declare
+from linboost_optax._taps.declared import declare
 
 
 class Observer:

@@ -10,7 +10,7 @@ import jax
 from flax import nnx
 
 from linboost_optax._kinds import Kind
-from linboost_optax._program.declared import declare, is_tracing
+from linboost_optax._taps.declared import declare, is_tracing
 
 
 def register(

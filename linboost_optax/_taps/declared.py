@@ -12,6 +12,7 @@ from contextvars import ContextVar
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
@@ -78,14 +79,19 @@ ad.primitive_jvps[layer_p] = _jvp
 
 def _batch(args: Sequence[Any], dims: Sequence[Any], *, kind: Kind | str) -> Any:
     y, x, *weights = args
-    if any(dim is not batching.not_mapped for dim in dims[2:]):
+    if any(dim is not None for dim in dims[2:]):
         raise NotImplementedError(
             f"a layer declared as {kind} is mapped over its weights (jax.vmap), which "
             "its kind does not know of. Leave it out, or map the whole model."
         )
-    size = next(a.shape[d] for a, d in zip(args, dims) if d is not batching.not_mapped)
-    y = batching.bdim_at_front(y, dims[0], size)
-    x = batching.bdim_at_front(x, dims[1], size)
+    size = next(a.shape[dim] for a, dim in zip(args, dims) if dim is not None)
+
+    def in_front(array: jax.Array, dim: int | None) -> jax.Array:
+        if dim is None:
+            return jnp.broadcast_to(array, (size, *array.shape))
+        return jnp.moveaxis(array, dim, 0)
+
+    y, x = in_front(y, dims[0]), in_front(x, dims[1])
     return layer_p.bind(y, x, *weights, kind=kind), 0
 
 
