@@ -34,12 +34,12 @@ def check_wrt(model: nnx.Module, params: Any, wrt: Any) -> None:
     """Raises if no variable of a module is a parameter."""
     if jax.tree.leaves(params):
         return
-    state = nnx.to_flat_state(nnx.state(model))
-    kinds = sorted({type(variable).__name__ for _, variable in state})
+    nodes = [node for _, node in nnx.iter_graph(model)]
+    kinds = {type(each).__name__ for each in nodes if isinstance(each, nnx.Variable)}
     raise ValueError(
         f"`wrt` must choose variables of {type(model).__name__}, which has "
-        f"{', '.join(kinds) or 'none'}; got {getattr(wrt, '__name__', wrt)}. Pass the "
-        "type of its parameters, as for `nnx.Optimizer`."
+        f"{', '.join(sorted(kinds)) or 'none'}; got {getattr(wrt, '__name__', wrt)}. "
+        "Pass the type of its parameters, as for `nnx.Optimizer`."
     )
 
 
@@ -81,12 +81,19 @@ def method_of(
 ) -> Callable[..., Any]:
     """Returns what is called, as a function of the module."""
     if method is None:
+        if not callable(model):
+            raise TypeError(
+                f"`model` must be callable, {type(model).__name__} has no `__call__`. "
+                "Say what is called: `method=`, a name or a function of the module."
+            )
         return type(model).__call__
     if isinstance(method, str):
         if not callable(getattr(model, method, None)):
             raise TypeError(
                 f"`method` must be a method of {type(model).__name__}, got {method!r}."
             )
+        if callable(getattr(type(model), method, None)):
+            return getattr(type(model), method)
         return lambda model, *args, **kwargs: getattr(model, method)(*args, **kwargs)
     if inspect.ismethod(method):
         return method.__func__
