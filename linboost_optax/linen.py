@@ -187,6 +187,7 @@ def value_and_grad(
 
     @functools.wraps(loss_fn)
     def wrapped(params, *args, **kwargs):
+        @functools.wraps(loss_fn)
         def loss(params, *args, **kwargs):
             with nn.intercept_methods(Observer()):
                 return loss_fn(params, *args, **kwargs)

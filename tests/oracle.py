@@ -97,22 +97,23 @@ def check_statistics(taps, stats, log, params):
         for name in layer.path:
             branch = branch[name]
         kernels, stat = np.asarray(branch[layer.kernel]), stats[layer.stats_key]
-        for index in np.ndindex(*layer.stack):
-            count, total, outer = expected(
-                layer, log.get(layer.path, []), kernels[index]
-            )
+        uses = log.get(layer.path, [])
+        # Layers that `nn.vmap` stacks are blocks of one, which the host sees apart.
+        own = uses[0][0].ndim if uses else kernels.ndim - len(layer.stack)
+        for index in np.ndindex(*kernels.shape[: kernels.ndim - own]):
+            count, total, outer = expected(layer, uses, kernels[index])
             where = (layer.key, index)
-            close(stat.count[index], [count], STATISTIC, where)
+            close(stat.count[index[: len(layer.stack)]], [count], STATISTIC, where)
             close(stat.sum[index].reshape(-1), total, STATISTIC, where)
             name, square = layer.statistic.name, np.diagonal(outer)
             if name == "gram":
-                close(stat.outer[index], outer[None], STATISTIC, where)
+                close(stat.outer[index].reshape(outer.shape), outer, STATISTIC, where)
             if name in ("moments", "sketch"):
                 close(stat.sum_sq[index].reshape(-1), square, STATISTIC, where)
             if name == "sketch":
                 rank = min(layer.statistic.rank, layer.kind.channels)
                 seen = outer @ probes(layer.kind.channels, rank)
-                close(stat.outer[index], seen[None], STATISTIC, where)
+                close(stat.outer[index].reshape(seen.shape), seen, STATISTIC, where)
             if getattr(stat, "channels", None) is not None:
                 moments = stat.channels
                 close(moments.count[index], [count], STATISTIC, where)

@@ -183,6 +183,97 @@ def test_layers_stacked_along_any_axis_and_scanned(axis):
     assert updates["w"].shape == params["w"].shape
 
 
+def test_a_stack_that_is_walked_over_in_python():
+    w, b = normal(3, 2, 3, 3), normal(4, 2, 3)
+
+    def function(p, x):
+        for i in range(2):
+            x = jnp.tanh(x @ p["w"][i] + p["b"][i])
+        return x
+
+    taps, stats = collect(function, {"w": w, "b": b}, X)
+    (layer,) = taps.layers
+    assert (layer.stack, layer.biased) == ((2,), True)
+    for i, x in enumerate([X, jnp.tanh(X @ w[0] + b[0])]):
+        np.testing.assert_allclose(stats[""].outer[i, 0], gram(x)[0], rtol=2e-5)
+        np.testing.assert_allclose(stats[""].count[i], 6)
+
+
+def test_convolutions_that_are_mapped_over_their_kernels():
+    x, w, b = normal(0, 2, 5, 7, 3), normal(1, 2, 3, 3, 4), normal(2, 2, 4)
+
+    def one(w, b, x):
+        numbers = ("NWC", "WIO", "NWC")
+        y = jax.lax.conv_general_dilated(x, w, (1,), "VALID", dimension_numbers=numbers)
+        return y + b
+
+    taps, stats = collect(
+        lambda p, x: jax.vmap(one)(p["w"], p["b"], x), {"w": w, "b": b}, x
+    )
+    (layer,) = taps.layers
+    assert (layer.blocks, layer.biased) == (2, True)
+    for i in range(2):
+        windows = np.stack([np.asarray(x[i, :, k : k + 5]) for k in range(3)], axis=2)
+        outer = gram(windows.reshape(-1, 9))[0]
+        np.testing.assert_allclose(stats[""].outer[i], outer, rtol=2e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [
+        (lambda p, x: x @ p["w"] + p["b"] + p["b"], None),
+        (lambda p, x: (x @ p["w"] + p["b"]) * p["b"], None),
+        (lambda p, x: jnp.stack([x @ p["w"] + p["b"], x @ p["v"] + p["b"]]), None),
+        (lambda p, x: x @ p["w"] + p["b"][0], None),
+        (
+            lambda p, x: x @ p["w"] + jnp.sum(x[:, :, None] * p["w"], 1),
+            "element by elem",
+        ),
+        (lambda p, x: jnp.hstack([x @ p["w"][:, :2], x @ p["w"][:, 2:]]), "a part"),
+    ],
+)
+def test_parameters_that_are_something_else_too(function, reason):
+    """A bias that data meets again is no bias; such a kernel is no layer."""
+    params = {**PARAMS, "v": normal(3, 3, 4)}
+
+    def model(p, x):
+        return function(p, x) + jnp.sum(x @ p["v"])
+
+    taps = lbo.taps(model, params, X)
+    plain = {p.path: p.reason for p in taps.plain}
+    assert "b" in plain
+    assert not any(layer.biased for layer in taps.layers)
+    assert ("w" in plain) == (reason is not None)
+    assert reason is None or reason in plain["w"]
+    # The same in a loss, with taps of a call that was plain.
+    if "v" in {layer.key for layer in taps.layers} and reason != "a part":
+        usual = lbo.taps(lambda p, x: x @ p["w"] + p["b"], PARAMS, X)
+        with pytest.raises(ValueError, match="outside of the layer"):
+            lbo.value_and_grad(lambda p, x: jnp.sum(function(p, x)), usual)(params, X)
+
+
+@pytest.mark.parametrize("mode", ["fill", "clip", "drop"])
+def test_tokens_out_of_range_are_counted_as_they_are_read(mode):
+    tokens, table = jnp.array([0, 4, 5, 7, -1, -7]), normal(1, 5, 2)
+
+    def function(p, i):
+        return p["t"].at[i].get(mode=mode, fill_value=0)
+
+    taps = lbo.taps(function, {"t": table}, tokens)
+    loss = lambda p, i: jnp.sum(function(p, i) * 3.0)  # noqa: E731
+    _, grads, stats = lbo.value_and_grad(loss, taps)({"t": table}, tokens)
+    # The gradient adds 3 up for every time that a row is read.
+    np.testing.assert_allclose(stats[""].sum[0], grads["t"][:, 0] / 3)
+
+
+def test_look_ups_of_columns():
+    tokens, table = jnp.array([[0, 1, 1], [4, 0, 1]]), normal(1, 2, 5)
+    taps = lbo.taps(lambda p, i: p["t"][:, i], {"t": table}, tokens)
+    loss = lambda p, i: jnp.sum(p["t"][:, i] ** 2)  # noqa: E731
+    _, _, stats = lbo.value_and_grad(loss, taps)({"t": table}, tokens)
+    np.testing.assert_allclose(stats[""].sum[0], [2, 3, 0, 0, 1])
+
+
 def test_a_kernel_in_a_loop_over_time():
     def function(p, x):
         def body(h, x):

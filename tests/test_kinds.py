@@ -79,6 +79,27 @@ CONV = [
 ]
 
 
+def reaching(module, x):
+    """An input as it meets the kernel: images padded, what is contracted last."""
+    x = np.asarray(x)
+    if isinstance(module, nn.DenseGeneral):
+        axes = module.axis if isinstance(module.axis, tuple) else (module.axis,)
+        axes = sorted(axis % x.ndim for axis in axes)
+        return jnp.asarray(np.moveaxis(x, axes, range(-len(axes), 0)))
+    if isinstance(module, nn.Conv):  # Flax has one batch axis, whatever the input has
+        x = x.reshape(-1, *x.shape[-len(module.kernel_size) - 1 :])
+    modes = {"CIRCULAR": "wrap", "REFLECT": "reflect", "CAUSAL": "constant"}
+    padding = getattr(module, "padding", None)
+    if not isinstance(padding, str) or padding not in modes:
+        return jnp.asarray(x)
+    pads = []
+    for size in module.kernel_size:
+        reach = (size - 1) * (module.kernel_dilation or 1)
+        pads.append((reach, 0) if padding == "CAUSAL" else (reach // 2, -(-reach // 2)))
+    width = [(0, 0)] * (x.ndim - len(pads) - 1) + pads + [(0, 0)]
+    return jnp.asarray(np.pad(x, width, mode=modes[padding]))
+
+
 def measure(layer, x):
     return layer.statistic.measure(layer, x, None)
 
@@ -113,11 +134,12 @@ def test_design_matrix_reproduces_the_layer(module, shape, bias):
 
     @jax.jit
     def by_matrices(params, x):
+        assert x.shape == layer.input_shape
         affine = layer.to_affine(params["kernel"], params.get("bias"), F32)
         z = jnp.einsum("gnd,gdo->gno", layer.kind.design(x), affine.w)
         return z if affine.b is None else z + affine.b[:, None]
 
-    z = by_matrices(params, x)
+    z = by_matrices(params, reaching(module, x))
     # Groups are the batch axes of a dense layer and the channel blocks of a conv.
     if isinstance(layer.kind, Conv):
         z = jnp.moveaxis(z, 0, 1)
@@ -200,7 +222,8 @@ def test_block_moments_tile_channels_over_the_window():
 def test_three_statistics_agree(module, shape):
     blocks = []
     for statistic in ("gram", "inputs"):
-        _, _, x, layer = setting(module, shape, statistic, True)
+        own, _, x, layer = setting(module, shape, statistic, True)
+        x = reaching(own, x)
         measured = measure(layer, x)
         blocks.append(layer.statistic.moments(layer, measured))
     for a, b in zip(*blocks, strict=True):

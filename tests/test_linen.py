@@ -3,6 +3,7 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import linboost_optax as lbo
@@ -13,7 +14,7 @@ X = normal(0, 5, 3)
 
 
 class Kinds(nn.Module):
-    """Layers that are not tapped, and why."""
+    """Layers that differ from plain ones, and what is not tapped."""
 
     @nn.compact
     def __call__(self, image, tokens, train: bool):
@@ -35,38 +36,27 @@ def test_plain_layers_have_reasons():
     ):  # Flax's ConvTranspose and LayerNorm need it
         taps = linen.taps(Kinds(), *args, True)
         assert linen.taps(Kinds(), *args, train=True) == taps
-    assert [layer.key for layer in taps.layers] == ["dense"]
+    kinds = {layer.key: layer.kind.name for layer in taps.layers}
+    assert kinds == {
+        "dense": "Dense",
+        "einsum": "Dense",
+        "masked": "Conv",
+        "normed": "Dense",
+        "tied": "Tied",
+        "transposed": "Conv",
+    }
     reasons = {p.path: p.reason for p in taps.plain}
-    other = " is not a tapped kind of layer; "
-    assert reasons["masked/kernel"] == "masked kernel; drop `mask` to tap it"
-    assert reasons["transposed/kernel"].startswith(f"ConvTranspose{other}Conv with")
-    assert reasons["norm/scale"].startswith("LayerNorm scales and shifts channels")
-    assert reasons["einsum/kernel"] == f"Einsum{other}DenseGeneral is"
-    assert reasons["normed/kernel"].startswith("nn.map_variables (WeightNorm, Spect")
-    scale = next(path for path in reasons if path.startswith("weight_norm/"))
-    assert reasons[scale].startswith("WeightNorm scales the kernel of another layer")
-    assert reasons["tied/embedding"].startswith("Embed.attend uses its transpose; ")
+    assert reasons.pop("norm/scale").startswith("LayerNorm scales and shifts channels")
+    assert reasons == {
+        "weight_norm/normed//kernel//scale": (
+            "scales or shifts channels one by one; it has no kernel"
+        )
+    }
 
 
-def test_a_relative_of_a_tapped_layer_is_not_one():
-    """`ConvLocal` inherits the call of `Conv` and has a kernel a place."""
-    model = nn.Sequential([nn.ConvLocal(3, (2,)), nn.Dense(2)])
-    with jax.numpy_rank_promotion("allow"):
-        taps = linen.taps(model, normal(0, 2, 5, 3))
-    assert [layer.key for layer in taps.layers] == ["layers_1"]
-
-
-def test_map_variables_function():
-    class Model(nn.Module):
-        @nn.compact
-        def __call__(self, x):
-            double = lambda tree: jax.tree.map(lambda p: 2 * p, tree)  # noqa: E731
-            layer = nn.map_variables(nn.Dense, "params", double, init=True)
-            return nn.Dense(2, name="after")(layer(3, name="mapped")(x))
-
-    taps = linen.taps(Model(), X)
-    assert [layer.key for layer in taps.layers] == ["after"]
-    assert all(p.reason.startswith("nn.map_variables (We") for p in taps.plain)
+def gram_of(x):
+    rows = np.asarray(x, np.float64).reshape(-1, x.shape[-1])
+    return rows.T @ rows
 
 
 class Scaled(nn.Dense):
@@ -90,6 +80,47 @@ def square(model):
     return lambda p, *a: jnp.sum(jnp.square(model.apply({"params": p}, *a)))
 
 
+def test_a_convolution_with_a_kernel_a_place():
+    """`ConvLocal` has a block a place, each with the patches there as inputs."""
+    model, x = nn.ConvLocal(3, (2,), padding="VALID"), normal(0, 7, 5, 3)
+    with jax.numpy_rank_promotion("allow"):
+        taps = linen.taps(model, x, statistic="gram")
+        params = initial(model, x)["params"]
+        _, _, stats = linen.value_and_grad(square(model), taps)(params, x)
+    (layer,) = taps.layers
+    assert layer.blocks == 4
+    for i in range(4):
+        # Flax orders a patch by channel, then place.
+        patch = np.moveaxis(np.asarray(x[:, i : i + 2]), 1, 2).reshape(7, 6)
+        np.testing.assert_allclose(stats[""].outer[i], gram_of(patch), rtol=1e-5)
+
+
+def test_map_variables_function():
+    class Model(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            double = lambda tree: jax.tree.map(lambda p: 2 * p, tree)  # noqa: E731
+            layer = nn.map_variables(nn.Dense, "params", double, init=True)
+            return nn.Dense(2, name="after")(layer(3, name="mapped")(x))
+
+    model, taps = Model(), linen.taps(Model(), X, statistic="gram")
+    assert [layer.key for layer in taps.layers] == ["after", "mapped"]
+    params = initial(model, X)["params"]
+    _, _, stats = linen.value_and_grad(square(model), taps)(params, X)
+    mapped = jax.tree.map(lambda p: 2 * p, params["mapped"])
+    hidden = X @ mapped["kernel"] + mapped["bias"][None]
+    np.testing.assert_allclose(stats["mapped"].outer[0], gram_of(X), rtol=1e-5)
+    np.testing.assert_allclose(stats["after"].outer[0], gram_of(hidden), rtol=1e-5)
+
+
+def test_subclass_with_a_call_of_its_own():
+    model = nn.Sequential([Own(4), nn.Dense(2)])
+    taps, params = linen.taps(model, X, statistic="gram"), initial(model, X)["params"]
+    assert [layer.biased for layer in taps.layers] == [False, True]
+    _, _, stats = linen.value_and_grad(square(model), taps)(params, X)
+    np.testing.assert_allclose(stats["layers_0"].outer[0], gram_of(X), rtol=1e-5)
+
+
 def test_subclass_that_calls_its_parent():
     model, params = Scaled(2), initial(Scaled(2), X)["params"]
     function = linen.value_and_grad(square(model), linen.taps(model, X))
@@ -98,13 +129,6 @@ def test_subclass_that_calls_its_parent():
     assert jnp.allclose(stats[""].sum[0], 3 * X.sum(0), atol=1e-5)
     want = jax.grad(square(model))(params, X)
     assert jnp.allclose(grads["kernel"], want["kernel"], atol=1e-5)
-
-
-def test_subclass_with_a_call_of_its_own_is_plain():
-    model = nn.Sequential([Own(4), nn.Dense(2)])
-    taps = linen.taps(model, X)
-    assert [layer.key for layer in taps.layers] == ["layers_1"]
-    assert [p.path for p in taps.plain] == ["layers_0/kernel"]
 
 
 def test_attention():
@@ -220,7 +244,7 @@ class Loop(nn.Module):
 
 @pytest.mark.parametrize(
     "model",
-    [Twice(), *(Loop(name) for name in ("rnn", "remat rnn", "scan", "vmap"))],
+    [Twice(), *(Loop(name) for name in ("rnn", "remat rnn", "scan"))],
     ids=lambda model: getattr(model, "transform", "calls"),
 )
 def test_raw_inputs_of_a_shared_layer_are_refused(model):
@@ -228,13 +252,27 @@ def test_raw_inputs_of_a_shared_layer_are_refused(model):
         linen.taps(model, X, statistic="inputs")
 
 
+def test_raw_inputs_of_a_layer_that_is_mapped():
+    """Mapped over data alone it is one product, with one array of inputs."""
+    model = Loop("vmap")
+    taps, params = linen.taps(model, X, statistic="inputs"), initial(model, X)["params"]
+    _, _, stats = linen.value_and_grad(square(model), taps)(params, X)
+    (layer,) = taps.layers
+    assert (stats[layer.key].x == X).all()
+    assert stats[layer.key].uses.tolist() == [1]
+
+
 def test_raw_inputs_of_a_loss_that_uses_the_model_twice():
     model, params = nn.Dense(2), initial(nn.Dense(2), X)["params"]
     taps, once = linen.taps(model, X, statistic="inputs"), square(model)
     two = lambda p, x: once(p, x) + once(p, 2 * x)  # noqa: E731
     many = lambda p, x: jnp.sum(jax.vmap(once, (None, 0))(p, x))  # noqa: E731
-    for loss, x in [(two, X), (many, jnp.stack([X, X]))]:
-        with pytest.raises(ValueError, match="is used more than once"):
+    cases = [
+        (two, X, "is used more than once"),
+        (many, jnp.stack([X, X]), r"inputs of shape \(5, 3\), got \(2, 5, 3\)"),
+    ]
+    for loss, x, match in cases:
+        with pytest.raises(ValueError, match=match):
             linen.value_and_grad(loss, taps)(params, x)
     _, _, stats = linen.value_and_grad(once, taps)(params, X)
     assert (stats[""].x == X).all()
@@ -256,8 +294,13 @@ def test_raw_inputs_of_stacked_layers(transform):
 
     taps = linen.taps(Stacked(), X, statistic="inputs")
     (layer,), params = taps.layers, initial(Stacked(), X)["params"]
-    assert layer.stack == (2,)
     _, _, stats = linen.value_and_grad(square(Stacked()), taps)(params, X)
+    if transform == "vmap":  # of one input: its outputs are those of one layer
+        assert (layer.stack, layer.kind.out) == ((), (2, 3))
+        assert stats[layer.key].uses.tolist() == [1]
+        assert (stats[layer.key].x == X).all()
+        return
+    assert layer.stack == (2,)
     assert stats[layer.key].uses.tolist() == [[1], [1]]
     assert (stats[layer.key].x[0] == X).all()
 
@@ -269,26 +312,44 @@ def test_raw_inputs_of_another_shape():
         linen.value_and_grad(square(nn.Dense(2)), taps)(params, X[:4])
 
 
-def test_stacking_along_another_axis():
+@pytest.mark.parametrize("axis", [0, 1])
+def test_stacking_along_any_axis(axis):
     class Model(nn.Module):
         @nn.compact
         def __call__(self, x):
-            axes = {"params": 1}
-            return nn.vmap(nn.Dense, axes, {"params": True}, None, axis_size=2)(3)(x)
+            axes = {"params": axis}
+            return nn.vmap(nn.Dense, axes, {"params": True}, axis_size=2)(3)(x)
 
-    with pytest.raises(
-        ValueError, match=r"stacked along the first axis, got .*\(3, 2, 3\)"
-    ):
-        linen.taps(Model(), X)
+    model, x = Model(), normal(1, 2, 5, 3)
+    taps, params = linen.taps(model, x, statistic="gram"), initial(model, x)["params"]
+    _, grads, stats = linen.value_and_grad(square(model), taps)(params, x)
+    (layer,) = taps.layers
+    assert layer.biased
+    assert layer.blocks == 2
+    for i in range(2):
+        got = stats[layer.key].outer[i]
+        np.testing.assert_allclose(got, gram_of(x[i]), rtol=1e-5)
+    updates, _ = lbo.lnb(0.1, taps).update(
+        grads, lbo.lnb(0.1, taps).init(params), params, stats=stats
+    )
+    # Each block is solved on its own inputs, and put back where it was.
+    moved = jnp.moveaxis(updates[layer.path[0]]["kernel"], axis, 0)
+    plain = jnp.moveaxis(grads[layer.path[0]]["kernel"], axis, 0)
+    assert all(float(jnp.sum(moved[i] * plain[i])) < 0 for i in range(2))
 
 
 @pytest.mark.parametrize("dtype", [jnp.int32, jnp.complex64])
 def test_kernel_that_is_not_real(dtype):
-    model = nn.Dense(2, param_dtype=dtype, kernel_init=nn.initializers.ones)
-    match = r"layer '': `kernel` must be real and floating"
+    frozen = nn.Dense(2, param_dtype=dtype, kernel_init=nn.initializers.ones)
+    match = f"is {jnp.dtype(dtype)}; only real, floating kernels have a metric"
     # Flax itself promotes the inputs to such a kernel's dtype.
-    with jax.numpy_dtype_promotion("standard"), pytest.raises(TypeError, match=match):
-        linen.taps(model, X)
+    with jax.numpy_dtype_promotion("standard"):
+        with pytest.raises(ValueError, match=match):
+            linen.taps(frozen, X)
+        model = nn.Sequential([nn.Dense(3), frozen])
+        taps = linen.taps(model, X)
+    assert [layer.key for layer in taps.layers] == ["layers_0"]
+    assert {p.reason for p in taps.plain} == {match}
 
 
 def test_complex_inputs_are_plain():
@@ -303,15 +364,30 @@ def test_different_geometries_are_plain():
     class Model(nn.Module):
         @nn.compact
         def __call__(self, x):
-            layer = nn.DenseGeneral(3, axis=-1, name="once")
-            other = nn.DenseGeneral(3, axis=0, name="twice")
-            y = other(x[:3]) + jnp.sum(other(x[:3, :, None]), axis=1)
-            return layer(x)[:3] + y
+            layer = nn.Dense(3, name="once")
+            kernel = self.param("twice", nn.initializers.lecun_normal(), (3, 3))
+            return layer(x) + x @ kernel + x @ kernel.T
 
     taps = linen.taps(Model(), X)
     assert [layer.key for layer in taps.layers] == ["once"]
     reason = "used with different geometries; make a layer for each to tap it"
-    assert {p.reason for p in taps.plain} == {reason}
+    assert {p.path: p.reason for p in taps.plain} == {"twice": reason}
+
+
+def test_one_kernel_on_inputs_of_other_axes():
+    """What is contracted is the same, wherever the samples are."""
+
+    class Model(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            layer = nn.DenseGeneral(3, axis=0)
+            return layer(x[:3]) + jnp.sum(layer(x[:3, :, None]), axis=1)
+
+    model, taps = Model(), linen.taps(Model(), X, statistic="gram")
+    params = initial(model, X)["params"]
+    _, _, stats = linen.value_and_grad(square(model), taps)(params, X)
+    (stat,) = stats.values()
+    np.testing.assert_allclose(stat.outer[0], 2 * gram_of(X[:3].T), rtol=1e-5)
 
 
 def test_unknown_statistic():
@@ -378,5 +454,5 @@ def test_parameters_of_a_module_of_the_users_name_it():
             return x * self.param("gain", nn.initializers.ones, (1, 2))
 
     taps = linen.taps(nn.Sequential([nn.Dense(2), Gain()]), X)
-    want = "Gain is not a tapped kind of layer; see linen.register"
+    want = "is not multiplied with data as a kernel; if it is one, see `register`"
     assert {p.path: p.reason for p in taps.plain} == {"layers_1/gain": want}

@@ -3,6 +3,7 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax.core import freeze
 
@@ -153,13 +154,28 @@ def test_scan_over_time(cell, statistic):
     assert {float(s.count[0]) for s in stats.values()} == {10.0}
 
 
-def test_optimized_lstm_is_plain():
-    # Its parameters belong to modules that only hold them: no layer is called.
-    model = nn.Sequential([nn.RNN(nn.OptimizedLSTMCell(4)), nn.Dense(2)])
-    taps, _ = check_model(model, normal(0, 2, 5, 3))
-    assert [layer.key for layer in taps.layers] == ["layers_1"]
-    assert len(taps.plain) == 12
-    assert all("LSTMCell, its equal, is tapped" in p.reason for p in taps.plain)
+def test_the_optimized_lstm_is_the_other_one():
+    """Eight kernels that are multiplied in two products, each with its own place."""
+    x = normal(0, 2, 5, 3)
+    models = [
+        nn.Sequential([nn.RNN(cell(4)), nn.Dense(2)])
+        for cell in (nn.OptimizedLSTMCell, nn.LSTMCell)
+    ]
+    params = initial(models[0], x)["params"]
+    assert jax.tree.structure(params) == jax.tree.structure(
+        initial(models[1], x)["params"]
+    )
+    taps = [linen.taps(model, x, statistic="gram") for model in models]
+    assert [layer.path for layer in taps[0].layers] == [
+        layer.path for layer in taps[1].layers
+    ]
+    assert not taps[0].plain
+    results = [
+        linen.value_and_grad(mean_square(model), each)(params, x)
+        for model, each in zip(models, taps)
+    ]
+    for one, other in zip(*map(jax.tree.leaves, results), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
 class Mapped(nn.Module):
@@ -178,9 +194,9 @@ class Mapped(nn.Module):
 @pytest.mark.parametrize("stacked", [True, False])
 def test_vmap(stacked, statistic):
     taps, stats = check_model(Mapped(stacked), normal(0, 2, 5, 3), statistic=statistic)
-    assert taps.layers[0].stack == ((2,) if stacked else ())
+    assert taps.layers[0].blocks == (2 if stacked else 1)
     (key, *_) = stats
-    assert stats[key].count.tolist() == ([[5], [5]] if stacked else [10])
+    assert stats[key].count.tolist() == ([5] if stacked else [10])
 
 
 class Branching(nn.Module):

@@ -156,7 +156,8 @@ def test_parameters_cast_under_a_recurrent_cell():
 
     taps = linen.taps(model, x, statistic="moments")
     value, grads, stats = linen.value_and_grad(loss, taps)(params, x)
-    same((value, grads), jax.value_and_grad(loss)(params, x))
+    # The loop is compiled with its taps: sums of its body may round otherwise.
+    same((value, grads), jax.value_and_grad(loss)(params, x), 1e-6)
     rounded = np.asarray(x.astype(jnp.bfloat16), np.float64).reshape(-1, 3)
     name = next(each.stats_key for each in taps.layers if each.path[-1] == "in")
     assert stats[name].sum.dtype == jnp.float32
@@ -308,7 +309,7 @@ def test_a_teacher_in_the_loss_of_the_same_shapes(jit):
 @pytest.mark.parametrize("first", ["student", "teacher"])
 def test_one_kept_function_for_two_models(keep, first):
     model = nn.Dense(3)
-    params, taps = initial(model, X), linen.taps(model, X)
+    params, taps = initial(model, X), linen.taps(model, X, statistic="gram")
     other = initial(model, 2 * X)
     apply = keep(model.apply)
 
@@ -317,8 +318,10 @@ def test_one_kept_function_for_two_models(keep, first):
         y, z = (apply({"params": each}, x) for each in both)
         return jnp.mean(y * z)
 
-    with pytest.raises(ValueError, match=r"'\.': the loss calls one transformed funct"):
-        linen.value_and_grad(loss, taps)(params, X)
+    for how in (lambda f: f, jax.jit):
+        value, grads, stats = how(linen.value_and_grad(loss, taps))(params, X)
+        same((value, grads), jax.value_and_grad(loss)(params, X), 1e-5)
+        check_gram(stats[""], X)
 
 
 def test_weights_tied_by_hand_through_a_foreign_call():
@@ -440,8 +443,7 @@ def test_a_model_compiled_by_flax_is_traced_once():
         _, _, stats = step(params, x)
         check_gram(stats["inner/layer"], x)
         counts.append(len(traced))
-    # Looking at the loss beforehand traces it; what is run comes from the cache.
-    assert counts[2] - counts[1] == counts[1] - counts[0] == 1
+    assert counts[0] == counts[1] == counts[2]
 
 
 def test_what_a_loss_calls_is_not_traced_again_at_every_call():
@@ -462,13 +464,21 @@ def test_what_a_loss_calls_is_not_traced_again_at_every_call():
     assert counts[0] == counts[1] == counts[2]
 
 
-def test_a_loss_that_looks_at_numbers():
+@pytest.mark.parametrize("look", [bool, float, np.asarray, lambda x: X[int(x)]])
+def test_a_loss_that_looks_at_numbers(look):
     def loss(params, x):
         value = mean_square(params, x)
-        return value if value > 0 else 2 * value
+        return value if np.all(look(value)) else 2 * value
 
-    _, grads, stats = linen.value_and_grad(loss, TAPS)(PARAMS, X)
-    same(grads, jax.grad(mean_square)(PARAMS, X))
+    with pytest.raises(TypeError, match=r"`loss` looks at numbers.*jax\.lax\.cond"):
+        linen.value_and_grad(loss, TAPS)(PARAMS, X)
+
+    def branches(params, x):
+        value = mean_square(params, x)
+        return jax.lax.cond(value > 0, lambda v: v, lambda v: 2 * v, value)
+
+    _, grads, stats = linen.value_and_grad(branches, TAPS)(PARAMS, X)
+    same(grads, jax.grad(mean_square)(PARAMS, X), 1e-6)
     check_gram(stats["hidden"], X)
 
 
@@ -510,19 +520,24 @@ class HandTied(nn.Module):
 TOKENS = jnp.array([[1, 2, 3], [4, 5, 6]])
 
 
-@pytest.mark.parametrize(
-    ("read", "by"), [("product", "dot_general"), ("rows", "gather"), ("penalty", None)]
-)
-def test_a_kernel_read_by_the_model_outside_of_its_layer(read, by):
-    taps = linen.taps(HandTied(read), TOKENS)
-    keys = {layer.key for layer in taps.layers}
-    plain = {p.path: p.reason for p in taps.plain}
-    if by is None:
-        assert keys == {"embed", "mix"}
-        return
-    assert keys == {"mix"}
-    reason = f"its kernel is also multiplied outside of its own call, by `{by}`"
-    assert plain == {"embed/embedding": reason}
+@pytest.mark.parametrize("read", ["product", "rows", "penalty"])
+def test_a_kernel_read_by_the_model_outside_of_its_layer(read):
+    """Whoever multiplies a kernel, it is measured: as output layer, as more rows."""
+    model = HandTied(read)
+    params, taps = initial(model, TOKENS), linen.taps(model, TOKENS, statistic="gram")
+    assert {layer.key for layer in taps.layers} == {"embed", "mix"}
+    _, _, stats = linen.value_and_grad(
+        lambda p: jnp.mean(model.apply({"params": p}, TOKENS) ** 2), taps
+    )(params)
+    got, tokens = stats["embed"], np.asarray(TOKENS).reshape(-1)
+    counts = np.bincount(tokens, minlength=7)
+    if read == "product":
+        hidden = affine(params["mix"], np.asarray(params["embed"]["embedding"])[tokens])
+        check_gram(got.attend, hidden)
+        got = got.lookup
+    if read == "rows":
+        counts += np.bincount(tokens % 2, minlength=7)
+    np.testing.assert_allclose(got.sum[0], counts)
 
 
 def test_a_kernel_read_by_the_loss_outside_of_its_layer():
@@ -658,7 +673,9 @@ def test_a_stack_and_a_layer_beside_it_with_one_input():
         lambda p: jnp.mean(model.apply({"params": p}, X) ** 2), taps
     )(params)
     check_gram(stats["alone"], X)
-    np.testing.assert_allclose(stats["two"].count, [[6], [6]])
+    # Its two kernels have this very input, too: one matrix of eight outputs.
+    source = {layer.key: layer.stats_key for layer in taps.layers}
+    assert source == {"alone": "alone", "two": "alone"}
 
 
 def test_train_state_and_inference_are_untouched():
@@ -787,7 +804,7 @@ def test_a_square_kernel_that_is_used_transposed_by_another_call():
         return jnp.mean((model.apply({"params": back}, code) - x) ** 2)
 
     with pytest.raises(
-        ValueError, match=r"outside of the layer's own call .by `transp"
+        ValueError, match=r"outside of the layer's own call .with its axes in anoth"
     ):
         linen.value_and_grad(loss, taps)(params, X)
 
@@ -797,17 +814,6 @@ def test_a_kernel_multiplied_with_an_argument_of_the_loss():
         return mean_square(params, x) + jnp.mean(x @ params["hidden"]["kernel"])
 
     with pytest.raises(ValueError, match=r"'hidden': the loss multiplies its kernel"):
-        linen.value_and_grad(loss, TAPS)(PARAMS, X)
-
-
-def test_a_loss_that_looks_at_numbers_and_changes_its_parameters():
-    def loss(params, x):
-        value = mean_square(noisy(params), x) + mean_square(params, x)
-        return value if value > 0 else 2 * value
-
-    with pytest.raises(
-        ValueError, match=r"looks at numbers while it runs.*'hidden/ker"
-    ):
         linen.value_and_grad(loss, TAPS)(PARAMS, X)
 
 
@@ -848,7 +854,10 @@ def test_a_head_beside_a_tapped_embedding_of_its_shape():
 
     model = Translator()
     params, taps = initial(model, TOKENS), linen.taps(model, TOKENS)
-    assert [layer.key for layer in taps.layers] == ["source"]
+    assert {layer.key: layer.kind.name for layer in taps.layers} == {
+        "source": "Embed",
+        "target": "Tied",
+    }
 
     def loss(params, tokens):
         narrow = jax.tree.map(lambda p: p.astype(jnp.bfloat16), params)
@@ -857,6 +866,8 @@ def test_a_head_beside_a_tapped_embedding_of_its_shape():
 
     _, _, stats = linen.value_and_grad(loss, taps)(params, TOKENS)
     np.testing.assert_array_equal(stats["source"].count, [6])
+    np.testing.assert_array_equal(stats["target"].lookup.count, [6])
+    np.testing.assert_array_equal(stats["target"].attend.count, [6])
 
 
 @BOTH

@@ -94,6 +94,13 @@ def test_norm_of_leaves_of_different_precision():
         got = wide.norm(leaves, leaves)
         assert got.dtype == jnp.float64
         np.testing.assert_allclose(got, np.sqrt(10.0), rtol=1e-12)
+        # 1e160 overflows when squared; beside it a narrow leaf is small, not zero.
+        large = [leaves[0], jnp.full(2, 1e160, jnp.float64)]
+        got = wide.norm(large, large)
+        np.testing.assert_allclose(got, np.sqrt(2.0) * 1e160, rtol=1e-12)
+        product = [jnp.full(2, 3e37, jnp.float32), jnp.ones(2, jnp.float64)]
+        got = wide.norm(product, product)
+        np.testing.assert_allclose(got, np.sqrt(2.0) * 3e37, rtol=1e-6)
 
 
 @pytest.mark.parametrize("solver", [lbo.IncompleteCholesky(), lbo.Cholesky()], ids=str)

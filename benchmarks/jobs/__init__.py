@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from benchmarks.job import Job
 from benchmarks.jobs import (
+    compile_time,
     coverage,
     defaults,
     faults,
@@ -23,6 +24,7 @@ JOBS: dict[str, Job] = {
         races.MAIN,
         races.WHITEN,
         step_time.JOB,
+        compile_time.JOB,
         sensitivity.JOB,
         defaults.JOB,
         memory.JOB,

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from linboost_optax import _statistics
 from linboost_optax._layer import Affine, Layer
-from linboost_optax._precondition import flags, slots, stats
+from linboost_optax._precondition import flags, outline, slots, stats
 from linboost_optax._precondition.slots import Slot
 from linboost_optax._sharding import replicated
 from linboost_optax._solvers.base import Metric, Solves, SolvesFrom
@@ -37,14 +37,6 @@ class Member(Generic[M]):
     layer: Layer
     metric: M
     state_key: str
-
-    def update(self, state: Any, view: Any, step: jax.Array) -> Any:
-        """Returns the state after one batch."""
-        return flags.to_numbers(self.metric.update(self.as_seen(state), view, step))
-
-    def as_seen(self, state: Any) -> Any:
-        """Returns a state as the metric made it."""
-        return flags.from_numbers(state, jax.eval_shape(self.metric.init))
 
 
 @dataclass(frozen=True)
@@ -84,7 +76,7 @@ class Preconditioner(Generic[M]):
         """Returns what is needed of the statistics, by state; checks them first."""
         checked = stats.check(values, (each.layer for each in self.members))
         return {
-            key: replicated(each.metric.read, checked[each.layer.stats_key])
+            key: _once(_read, each, checked[each.layer.stats_key])
             for key, each in self._by_state().items()
         }
 
@@ -93,7 +85,7 @@ class Preconditioner(Generic[M]):
     ) -> dict[str, Any]:
         """Returns the states after one batch."""
         return {
-            key: replicated(each.update, states[key], views[key], step)
+            key: _once(_updated, each, states[key], views[key], step)
             for key, each in self._by_state().items()
         }
 
@@ -103,12 +95,18 @@ class Preconditioner(Generic[M]):
         states: Mapping[str, Any],
         tree: _Tree,
     ) -> _Tree:
-        """Maps every layer's arrays in a tree, given its metric and state."""
+        """Maps every layer's arrays in a tree, given its metric and state.
+
+        Args:
+          function: maps metric, state and matrices; of a module, not made for this.
+          states: by their keys.
+          tree: shaped like the parameters.
+        """
         leaves, treedef = jax.tree.flatten(tree)
         mapped = list(leaves)
         for each, slot in zip(self.members, self.slots):
-            apply = functools.partial(_mapped, function, each)
-            slot.apply(apply, leaves, mapped, states[each.state_key])
+            state = states[each.state_key]
+            slot.apply(_Mapped(function), each.metric, leaves, mapped, state)
         return jax.tree.unflatten(treedef, mapped)
 
     def _by_state(self) -> dict[str, Member[M]]:
@@ -150,19 +148,17 @@ def solve(
     for each, slot in zip(preconditioner.members, preconditioner.slots):
         start = starts.get(each.layer.key)
         args = (states[each.state_key], views[each.state_key], start)
-        apply = functools.partial(_solved, each)
-        start = slot.apply(apply, leaves, solved, *args)
+        start = slot.apply(_solved, each.metric, leaves, solved, *args)
         if start is not None:
             new[each.layer.key] = start
     return solved, new
 
 
 def _solved(
-    member: Member[Solves | SolvesFrom], g: Affine, state: Any, view: Any, start: Any
+    metric: Solves | SolvesFrom, g: Affine, state: Any, view: Any, start: Any
 ) -> tuple[Affine, Any]:
     """Returns one layer's ``H``, and where its next solve starts."""
-    metric = member.metric
-    state, view = _as(g, (member.as_seen(state), view))
+    state, view = _as(g, (_as_seen(metric, state), view))
     # A layer that saw no sample has no metric of its own in this step.
     seen = view.count > 0
     if isinstance(metric, SolvesFrom):
@@ -173,13 +169,36 @@ def _solved(
     return where_seen(seen, h, g), start
 
 
-def _mapped(
-    function: Callable[[M, Any, Affine], Affine],
-    member: Member[M],
-    affine: Affine,
-    state: Any,
-) -> tuple[Affine, None]:
-    return function(member.metric, _as(affine, member.as_seen(state)), affine), None
+@dataclass(frozen=True)
+class _Mapped:
+    """Maps matrices, given metric and state; equal to another of the same function."""
+
+    function: Callable[[Any, Any, Affine], Affine]
+
+    def __call__(
+        self, metric: Metric, affine: Affine, state: Any
+    ) -> tuple[Affine, None]:
+        state = _as(affine, _as_seen(metric, state))
+        return self.function(metric, state, affine), None
+
+
+def _once(function: Callable[..., Any], member: Member[Any], *args: Any) -> Any:
+    local = functools.partial(outline.call, function, (member.metric,))
+    return replicated(local, *args)
+
+
+def _read(metric: Metric, value: Any) -> Any:
+    return metric.read(value)
+
+
+def _updated(metric: Metric, state: Any, view: Any, step: jax.Array) -> Any:
+    """Returns the state after one batch."""
+    return flags.to_numbers(metric.update(_as_seen(metric, state), view, step))
+
+
+def _as_seen(metric: Metric, state: Any) -> Any:
+    """Returns a state as the metric made it."""
+    return flags.from_numbers(state, jax.eval_shape(metric.init))
 
 
 def _as(affine: Affine, tree: _Tree) -> _Tree:

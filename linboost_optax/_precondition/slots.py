@@ -1,5 +1,6 @@
 """Where the tapped layers' arrays are in a tree that is shaped like the parameters."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ import optax
 
 from linboost_optax import _statistics
 from linboost_optax._layer import Affine, Layer, Path, join
+from linboost_optax._precondition import outline
 from linboost_optax._sharding import sharded_like
 from linboost_optax._taps import places
 
@@ -31,6 +33,7 @@ class Slot:
     def apply(
         self,
         function: Callable[..., tuple[Affine, Any]],
+        metric: Any,
         leaves: Sequence[jax.Array],
         out: list[jax.Array],
         *args: Any,
@@ -41,7 +44,9 @@ class Slot:
         one is sharded is for the compiler to lay out.
 
         Args:
-          function: maps the layer's matrices and ``args`` to matrices and a tree.
+          function: maps the metric, the layer's matrices and ``args`` to matrices and
+            a tree. Of a module, so that layers that are alike are traced once.
+          metric: what is bound to the layer.
           leaves: of a tree that is shaped like the parameters.
           out: leaves of such a tree, to be written to.
           *args: trees of arrays that are the same on all devices.
@@ -49,32 +54,28 @@ class Slot:
         Returns:
           The tree.
         """
-
-        def local(own: dict[int, jax.Array], *args: Any) -> tuple[dict, Any]:
-            affine, rest = function(self.get(own), *args)
-            own = dict(own)
-            self.put(own, affine)
-            return own, rest
-
-        own = {i: leaves[i] for i in (self.kernel, self.bias) if i is not None}
+        places = [i for i in (self.kernel, self.bias) if i is not None]
+        own = [leaves[i] for i in places]
+        local = functools.partial(outline.call, _apply, (metric, self.layer, function))
         new, rest = sharded_like(own, local, own, *args)
-        for i, leaf in new.items():
+        for i, leaf in zip(places, new):
             out[i] = leaf
         return rest
 
-    def get(self, leaves: Mapping[int, jax.Array]) -> Affine:
-        """Returns the layer's arrays as matrices, in its statistic's precision."""
-        kernel = leaves[self.kernel]
-        bias = None if self.bias is None else leaves[self.bias]
-        dtype = _statistics.accumulation_dtype(kernel.dtype, self.layer.dtype)
-        return self.layer.to_affine(kernel, bias, dtype)
 
-    def put(self, leaves: dict[int, jax.Array], affine: Affine) -> None:
-        """Writes matrices back over the leaves they came from."""
-        kernel, bias = self.layer.from_affine(affine)
-        leaves[self.kernel] = kernel.astype(leaves[self.kernel].dtype)
-        if self.bias is not None and bias is not None:
-            leaves[self.bias] = bias.astype(leaves[self.bias].dtype)
+def _apply(
+    metric: Any,
+    layer: Layer,
+    function: Callable[..., tuple[Affine, Any]],
+    own: list[jax.Array],
+    *args: Any,
+) -> tuple[list[jax.Array], Any]:
+    """Returns a layer's kernel and bias as ``function`` maps them as matrices."""
+    kernel, bias = own[0], own[1] if len(own) > 1 else None
+    dtype = _statistics.accumulation_dtype(kernel.dtype, layer.dtype)
+    affine, rest = function(metric, layer.to_affine(kernel, bias, dtype), *args)
+    new = [leaf for leaf in layer.from_affine(affine) if leaf is not None]
+    return [leaf.astype(old.dtype) for leaf, old in zip(new, own)], rest
 
 
 def find(layers: tuple[Layer, ...], tree: Any) -> list[Slot]:

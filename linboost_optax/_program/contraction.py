@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from linboost_optax._arrangement import Atom, Axes, Axis, size_of
 from linboost_optax._kinds import Conv, Dense, Embed, Experts, Kind, experts
@@ -21,18 +21,27 @@ class Access:
       operand: which of the equation's.
       order: of its axes; None for indices, which lose their last axis.
       groups: which operand tells how many samples go to each expert, or None.
+      rows: of indices, how many rows there are to look up, and whether an index beyond
+        them is that of the nearest; else it is that of none.
     """
 
     operand: int
     order: tuple[int, ...] | None
     groups: int | None = None
+    rows: tuple[int, bool] | None = None
 
     def apply(self, row: Sequence[jax.Array]) -> jax.Array:
         """Returns the input, from the operands."""
         x = row[self.operand]
         if self.groups is not None:
             return experts.numbered(x, row[self.groups])
-        return x[..., 0] if self.order is None else x.transpose(self.order)
+        if self.rows is None:
+            return x if self.order is None else x.transpose(self.order)
+        count, clipped = self.rows
+        x = x[..., 0]
+        if clipped:
+            return jnp.clip(x, 0, count - 1)
+        return jnp.where((x < 0) | (x >= count), count, x)
 
     def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Returns the shape of the input, from that of the operand."""
@@ -176,33 +185,29 @@ def _gather(eqn: Any, which: int, axes: Axes) -> Contraction | str:
     numbers, shape = eqn.params["dimension_numbers"], eqn.invars[0].aval.shape
     if which != 0:
         return "it is an index"
-    rows = (1, *shape[1:])
+    picked = tuple(numbers.start_index_map)
+    rows = tuple(1 if i in picked else n for i, n in enumerate(shape))
     if (
-        numbers.collapsed_slice_dims != (0,)
-        or numbers.start_index_map != (0,)
+        len(shape) != 2
+        or len(picked) != 1
+        or tuple(numbers.collapsed_slice_dims) != picked
         or getattr(numbers, "operand_batching_dims", ())
         or tuple(eqn.params["slice_sizes"]) != rows
-        or not jax.numpy.issubdtype(eqn.invars[1].aval.dtype, jax.numpy.integer)
+        or not jnp.issubdtype(eqn.invars[1].aval.dtype, jnp.integer)
     ):
-        return "parts of it are picked by an index, not rows"
+        return "parts of it are picked by an index, not rows of a table"
     if any(_repeats(axis) or _mixed(axis) for axis in axes):
         return "it is repeated, once an example"
+    (token,), size = picked, shape[1 - picked[0]]
     rank = len(eqn.outvars[0].aval.shape)
     offset = tuple(numbers.offset_dims)
-    tokens = [i for i in range(rank) if i not in offset]
-    outputs: list[Axis] = [
-        (Atom(None, 1, n),) if n != 1 else () for n in eqn.outvars[0].aval.shape
-    ]
-    stride = math.prod(shape[1:])
-    for i, n in zip(offset, shape[1:]):
-        stride //= n
-        outputs[i] = (Atom(0, stride, n),) if n != 1 else ()
+    clipped = eqn.params["mode"] == jax.lax.GatherScatterMode.CLIP
     return Contraction(
-        kind=Embed(shape[0], math.prod(shape[1:])),
-        kernel=_atoms(axes, range(len(axes))),
-        input=Access(1, None),
-        output=(*tokens, *offset),
-        outputs=tuple(outputs),
+        kind=Embed(shape[token], size),
+        kernel=_atoms(axes, (token, 1 - token)),
+        input=Access(1, None, rows=(shape[token], clipped)),
+        output=(*(i for i in range(rank) if i not in offset), *offset),
+        outputs=_outputs(eqn, dict.fromkeys(offset, 0), rank),
         part_axis={},
     )
 

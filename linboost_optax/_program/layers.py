@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from linboost_optax._arrangement import Arrangement
 from linboost_optax._layer import Layer, Path, join
 from linboost_optax._program import tree
+from linboost_optax._program.reader import IN_WHILE
 from linboost_optax._program.refusals import refuse_repeated
 from linboost_optax._program.tied import as_tied, tied_of
 from linboost_optax._program.trace import Program
@@ -26,7 +27,8 @@ from linboost_optax._taps.sharing import without
 # Tells why a parameter stays plain, given its path; None where nothing is known.
 Advice = Callable[[Path], str | None]
 
-_OUTSIDE = "multiplied by what is no layer"
+_OUTSIDE = "multiplied with data otherwise than as one kernel"
+_ELSEWHERE = "also met by data element by element (`{}`)"
 _UNUSED = "not used by this call"
 _VECTOR = "scales or shifts channels one by one; it has no kernel"
 _OTHER = "is not multiplied with data as a kernel; if it is one, see `register`"
@@ -67,6 +69,9 @@ def taps_of(
         if len(program.shapes[i]) > 1
     }
     reasons.update(program.left)
+    for i in uses:
+        if len(program.shapes[i]) > 1 and i in program.elsewhere:
+            reasons.setdefault(i, _ELSEWHERE.format(program.elsewhere[i]))
     for i, own in uses.items():
         why = _hindrance(own, leaves[i].dtype)
         if why is not None:
@@ -114,7 +119,8 @@ def _layers(
 ) -> dict[int, Layer]:
     """Returns the layers by the number of their kernel, in the order of the tree."""
     tapped = [i for i in sorted(uses) if i not in reasons]
-    biases = _biases({i: uses[i] for i in tapped})
+    taken = {*uses, *program.elsewhere}
+    biases = _biases({i: uses[i] for i in tapped}, taken)
     siblings = Counter(paths[i][:-1] for i in tapped)
     return {
         i: _layer(uses[i], paths[i], leaves[i], biases.get(i), paths, siblings, asked)
@@ -124,6 +130,7 @@ def _layers(
 
 def _hindrance(uses: list[Use], dtype: Any) -> str | None:
     """Returns why a kernel cannot be tapped."""
+    uses = [use for use in uses if use.hindrance != IN_WHILE] or uses
     if not jnp.issubdtype(dtype, jnp.floating):
         return _NARROW.format(dtype)
     for use in uses:
@@ -135,18 +142,26 @@ def _hindrance(uses: list[Use], dtype: Any) -> str | None:
     return _GEOMETRIES if len(geometries) > 1 and tied_of(uses) is None else None
 
 
-def _biases(uses: Mapping[int, list[Use]]) -> dict[int, Bias]:
-    """Returns the bias of every kernel that has one, in all of its uses."""
-    found: dict[int, Bias] = {}
-    taken: set[int] = set()
+def _biases(uses: Mapping[int, list[Use]], taken: set[int]) -> dict[int, Bias]:
+    """Returns the bias of every kernel that has one, in all of its uses and alone.
+
+    Args:
+      uses: by kernel.
+      taken: parameters that are something else, too.
+    """
+    owners: defaultdict[int, set[int]] = defaultdict(set)
     for i, own in uses.items():
-        first = own[0].bias
-        if first is None or first.parameter in taken:
-            continue
-        if all(use.bias == first for use in own):
-            found[i] = first
-            taken.add(first.parameter)
-    return found
+        for use in own:
+            if use.bias is not None:
+                owners[use.bias.parameter].add(i)
+    return {
+        i: own[0].bias
+        for i, own in uses.items()
+        if own[0].bias is not None
+        and all(use.bias == own[0].bias for use in own)
+        and own[0].bias.parameter not in taken
+        and len(owners[own[0].bias.parameter]) == 1
+    }
 
 
 def _layer(
@@ -206,7 +221,7 @@ def _share(layers: Mapping[int, Layer], uses: Mapping[int, list[Use]]) -> list[L
     sources: dict[Hashable, Path] = {}
     source_of: dict[int, Path] = {}
     for i in dict.fromkeys(i for i in uses if i in layers):  # as they are called
-        inputs = frozenset((use.number, use.scope) for use in uses[i])
+        inputs = frozenset((use.number, use.at, use.scope) for use in uses[i])
         own = layers[i].statistic.reads_cotangent
         key = layers[i].path if own else (inputs, layers[i].design_key)
         source_of[i] = sources.setdefault(key, layers[i].path)

@@ -66,6 +66,8 @@ class Reader:
       uses: of kernels, in the order in which they run.
       outside: parameters that are multiplied with data by what is not read as a layer,
         and why.
+      elsewhere: parameters that meet data element by element, and are no bias there,
+        and by which primitive.
       left: parameters that the user leaves alone, and why.
       masks: by context, the numbers of masks by the names of layers.
       mask_numbers: masks that have equal ones are the same array.
@@ -74,6 +76,7 @@ class Reader:
     shapes: dict[int, tuple[int, ...]]
     uses: list[Use] = field(default_factory=list)
     outside: dict[int, str] = field(default_factory=dict)
+    elsewhere: dict[int, str] = field(default_factory=dict)
     left: dict[int, str] = field(default_factory=dict)
     masks: dict[int, dict[str, int | None]] = field(default_factory=dict)
     mask_numbers: dict[int, Hashable] = field(default_factory=dict)
@@ -143,8 +146,7 @@ class Reader:
             return [self._declared(scope, i, eqn, row, at)]
         if name in contraction.PRIMITIVES or name in OPAQUE:
             return [self._contraction(scope, i, eqn, row, base[0], at), *base[1:]]
-        if name == "add":
-            self._match_biases(row)
+        matched = self._match_biases(row) if name == "add" else set()
         values = [
             replace(
                 value,
@@ -156,7 +158,25 @@ class Reader:
         ]
         for value in values:
             self._forget_norms(value, row)
+        self._note_lost(eqn, row, values, matched)
         return values
+
+    def _note_lost(
+        self,
+        eqn: Any,
+        row: Sequence[Value],
+        values: Sequence[Value],
+        matched: set[int],
+    ) -> None:
+        """Takes note of the parameters that nothing is known of any more."""
+        kept = {piece.of for value in values for piece in value.parameters} | matched
+        data = any(value.data and not value.gradient for value in values)
+        for piece in (piece for value in row for piece in value.parameters):
+            if piece.of in kept:
+                continue
+            # A whole kernel that data has changed (a mask) may end in a penalty.
+            if data and (len(self.shapes[piece.of]) < 2 or piece.repeats > 1):
+                self.elsewhere.setdefault(piece.of, eqn.primitive.name)
 
     def _result(self, eqn: Any, row: Sequence[Value], k: int) -> int:
         if eqn.effects:
@@ -187,7 +207,9 @@ class Reader:
             if use.parameter in kernels:
                 use.ignored = True
 
-    def _match_biases(self, row: Sequence[Value]) -> None:
+    def _match_biases(self, row: Sequence[Value]) -> set[int]:
+        """Finds out which parameters are biases in a sum; returns these."""
+        found: set[int] = set()
         for sums, added in ((row[0], row[1]), (row[1], row[0])):
             if added.outputs:
                 continue
@@ -201,6 +223,8 @@ class Reader:
                     if use.bias is not None:
                         taken.add(b.of)
                         break
+            found |= taken
+        return found
 
     def _contraction(
         self, scope: Scope, i: int, eqn: Any, row: list[Value], result: Value, at: Any
@@ -211,13 +235,17 @@ class Reader:
         others = [value for k, value in enumerate(row) if k != which]
         if not any(v.data or not v.made for v in others):
             return result  # a product of parameters alone
+        rank = len(eqn.outvars[0].aval.shape)
         outputs: list[Piece] = []
+        some: list[Piece] = []
         indices: set[int] = set()
         for piece in row[which].parameters:
             use = self._use(eqn, which, piece, row, at, scope)
             if isinstance(use, str):
                 if any(v.data for v in others):
                     self.outside.setdefault(piece.of, use)
+                elif eqn.primitive.name == "gather":
+                    some.append(piece.some(rank))
                 continue
             use, read = use
             index = len(self.uses)
@@ -230,7 +258,12 @@ class Reader:
         # What a layer makes of constants is an activation, too.
         data = result.data or bool(indices)
         return replace(
-            result, outputs=tuple(outputs), uses=deps, data=data, gradient=False
+            result,
+            parameters=tuple(some),
+            outputs=tuple(outputs),
+            uses=deps,
+            data=data,
+            gradient=False,
         )
 
     def _declared(
@@ -241,7 +274,8 @@ class Reader:
         kind = eqn.params["kind"]
         for piece in kernel.parameters if not at.backward else ():
             if isinstance(kind, str):
-                self.left[piece.of] = kind
+                also = [b.of for value in bias for b in value.parameters]
+                self.left.update(dict.fromkeys((piece.of, *also), kind))
                 continue
             stack = [atom for axis in piece.stack for atom in axis]
             own = [atom for axis in piece.axes for atom in axis]
@@ -256,6 +290,7 @@ class Reader:
                 kind=kind,
                 arrangement=arrangement,
                 stack=tuple(_size(axis) for axis in piece.stack),
+                at=piece.at,
                 access=access,
                 number=access.number(row),
                 shape=aval.shape,
@@ -296,6 +331,8 @@ class Reader:
     def _use(
         self, eqn: Any, which: int, piece: Piece, row: list[Value], at: Context, scope
     ) -> tuple[Use, Contraction] | str:
+        if piece.broken:
+            return "only a part of it is used at a time"
         read = contraction.read(eqn, which, piece.axes)
         if read is None:
             return f"it is multiplied by `{eqn.primitive.name}`"
@@ -318,6 +355,7 @@ class Reader:
             kind=read.kind,
             arrangement=arrangement,
             stack=tuple(_size(axis) for axis in piece.stack),
+            at=piece.at,
             access=read.input,
             number=read.input.number(row),
             shape=read.input.shape(aval.shape),
@@ -487,14 +525,15 @@ class Reader:
         consts = [self.data() for _ in closed.jaxpr.constvars]
         return self.read(closed.jaxpr, consts, args, at)
 
-    def _state(self) -> tuple[int, dict[int, str], list[Any]]:
+    def _state(self) -> tuple[Any, ...]:
         marks = [(use, use.bias, use.ignored) for use in self.uses]
-        return len(self.uses), dict(self.outside), marks
+        notes = dict(self.outside), dict(self.elsewhere)
+        return len(self.uses), notes, marks
 
-    def _rewind(self, state: tuple[int, dict[int, str], list[Any]]) -> None:
-        count, outside, marks = state
+    def _rewind(self, state: tuple[Any, ...]) -> None:
+        count, notes, marks = state
         del self.uses[count:]
-        self.outside = dict(outside)
+        self.outside, self.elsewhere = notes
         for use, bias, ignored in marks:
             use.bias, use.ignored = bias, ignored
 
@@ -515,7 +554,10 @@ def _slice(piece: Piece) -> Piece | None:
         return replace(piece, axes=rest, part=part)
     if any(atom.axis is None or atom.flipped for atom in first):
         return None
-    return replace(piece, axes=rest, stack=(*piece.stack, first), part=part)
+    if any(index is not None for index in piece.at):
+        return None  # a loop over what an index was taken of
+    stack, at = (*piece.stack, first), (*piece.at, None)
+    return replace(piece, axes=rest, stack=stack, at=at, part=part)
 
 
 def _common(a: Value, b: Value) -> tuple[Piece, ...]:

@@ -30,6 +30,7 @@ def check(
     for number, why in sorted(program.outside.items()):
         if number in layers:
             raise ValueError(_OUTSIDE.format(layer=layers[number], why=why))
+    _check_elsewhere(program, layers, uses)
     refuse_repeated(layers, uses)
     if not allow_unconnected:
         _check_connected(taps, layers, uses)
@@ -50,6 +51,20 @@ def _check_use(layer: Layer, use: Use, program: Program) -> None:
         if use.kind == layer.kind:
             how = "with its axes in another order"
         raise ValueError(_OUTSIDE.format(layer=layer, why=how))
+
+
+def _check_elsewhere(
+    program: Program, layers: Mapping[int, Layer], uses: Iterable[Use]
+) -> None:
+    """Raises if data meets a kernel or bias in another way than in its layer."""
+    for use in uses:
+        layer, bias, own = layers[use.parameter], use.bias, use.parameter
+        if own in program.elsewhere and len(program.shapes[own]) > 1:
+            why = f"data meets it element by element, by `{program.elsewhere[own]}`"
+            raise ValueError(_OUTSIDE.format(layer=layer, why=why))
+        if layer.biased and bias is not None and bias.parameter in program.elsewhere:
+            why = f"its bias is used again, by `{program.elsewhere[bias.parameter]}`"
+            raise ValueError(_OUTSIDE.format(layer=layer, why=why))
 
 
 def refuse_repeated(layers: Mapping[int, Layer], uses: Iterable[Use]) -> None:

@@ -29,6 +29,8 @@ _MIXES = frozenset(
         "ppermute",
     )
 )
+# What takes an array apart.
+_CUTS = frozenset(("dynamic_slice", "split", "pad"))
 # Sums of layers' outputs, and the same in another precision or place.
 _KEEPS_OUTPUTS = frozenset(
     (
@@ -55,8 +57,11 @@ def pieces(eqn: Any, row: Sequence[Value], i: int, attribute: str) -> tuple[Piec
     name = eqn.primitive.name
     rule = _MOVES.get(name)
     if rule is not None:
-        found = (rule(eqn, piece) for piece in getattr(row[0], attribute))
+        found = [_moved(rule, eqn, piece) for piece in getattr(row[0], attribute)]
         return tuple(piece for piece in found if piece is not None)
+    if name in _CUTS:
+        rank = len(eqn.outvars[i].aval.shape)
+        return tuple(piece.some(rank) for piece in getattr(row[0], attribute))
     if name == "concatenate":
         return _concatenated(eqn, row, attribute)
     if name == "optimization_barrier":
@@ -68,6 +73,12 @@ def pieces(eqn: Any, row: Sequence[Value], i: int, attribute: str) -> tuple[Piec
             return _scaled(eqn, row)
         return _elementwise(eqn, row, i, attribute) if name in _KEEPS_OUTPUTS else ()
     return _elementwise(eqn, row, i, attribute)
+
+
+def _moved(rule: Callable, eqn: Any, piece: Piece) -> Piece | None:
+    """Returns a piece as a rule moves it: some of it where it cannot be followed."""
+    found = None if piece.broken else rule(eqn, piece)
+    return piece.some(len(eqn.outvars[0].aval.shape)) if found is None else found
 
 
 def uniform(eqn: Any, row: Sequence[Value]) -> bool:
@@ -150,9 +161,11 @@ def _broadcast(eqn: Any, piece: Piece) -> Piece | None:
 
 
 def _reshape(eqn: Any, piece: Piece) -> Piece | None:
-    if eqn.params.get("dimensions") is not None:
-        return None
     old, new = eqn.invars[0].aval.shape, eqn.params["new_sizes"]
+    order = eqn.params.get("dimensions")
+    if order is not None:  # a transpose comes first
+        piece = moved(piece, [piece.axes[i] for i in order], list(order))
+        old = [old[i] for i in order]
     if piece.part is None:
         axes = _arrangement.reshape(piece.axes, tuple(new))
         return None if axes is None else piece.moved(axes)
@@ -163,6 +176,22 @@ def _reshape(eqn: Any, piece: Piece) -> Piece | None:
     queue = iter(kept)
     source = [None if n == 1 else next(queue) for n in new]
     return moved(piece, [() if i is None else piece.axes[i] for i in source], source)
+
+
+def _slice(eqn: Any, piece: Piece) -> Piece | None:
+    """One index of an axis: a layer of those that are stacked along it."""
+    params, shape = eqn.params, eqn.invars[0].aval.shape
+    start, limit = params["start_indices"], params["limit_indices"]
+    cut = [i for i, n in enumerate(shape) if limit[i] - start[i] != n]
+    if len(cut) != 1 or limit[cut[0]] - start[cut[0]] != 1 or piece.part is not None:
+        return None
+    (axis,) = cut
+    atoms = piece.axes[axis]
+    if any(atom.axis is None or atom.flipped for atom in atoms):
+        return None
+    axes = (*piece.axes[:axis], (), *piece.axes[axis + 1 :])
+    stack, at = (*piece.stack, atoms), (*piece.at, int(start[axis]))
+    return replace(piece, axes=axes, stack=stack, at=at)
 
 
 def _rev(eqn: Any, piece: Piece) -> Piece | None:
@@ -179,9 +208,9 @@ def _concatenated(eqn: Any, row: Sequence[Value], attribute: str) -> tuple[Piece
     for var, value in zip(eqn.invars, row):
         stop = start + var.aval.shape[axis]
         found += [
-            Piece(piece.of, piece.axes, piece.stack, (axis, start, stop))
+            replace(piece, part=(axis, start, stop))
             for piece in getattr(value, attribute)
-            if piece.part is None
+            if piece.part is None and not piece.broken
         ]
         start = stop
     return tuple(found)
@@ -193,4 +222,5 @@ _MOVES: dict[str, Callable[[Any, Piece], Piece | None]] = {
     "broadcast_in_dim": _broadcast,
     "reshape": _reshape,
     "rev": _rev,
+    "slice": _slice,
 }

@@ -200,7 +200,7 @@ class _Tapping:
         """Returns what uses of one statistic with the same rows have in common."""
         slot = self.runner.slots(use, layer)
         mask = None if slot is None else self.runner.mask_numbers[slot]
-        return (layer.stats_key, use.number, mask)
+        return (layer.stats_key, use.number, use.at, mask)
 
     def apply(self, use: Use, y: jax.Array, row: Sequence[Any]) -> jax.Array:
         """Returns the result of a use, tapped."""
@@ -208,7 +208,11 @@ class _Tapping:
         if layer is None:
             return y
         seen = layer.statistic.layer_of(layer, use.kind)
-        t = Tap(self.values[layer.stats_key], seen)
+        value = self.values[layer.stats_key]
+        index = tuple(i for i in use.at if i is not None)
+        if index:
+            value = jax.tree.map(lambda leaf: leaf[index], value)
+        t = Tap(value, seen)
         x = use.access.apply(row)
         layer.check_input(x)
         mask = self.mask(use, layer)

@@ -26,6 +26,7 @@ class Program:
       scope: what it does.
       uses: of kernels, in the order in which they run.
       outside: parameters that are multiplied with data by what is no layer, and why.
+      elsewhere: parameters that meet data element by element, and by which primitive.
       left: parameters that the user leaves alone, and why.
       shapes: of the parameters, by number.
       seen: numbers of the parameters that anything is computed from.
@@ -39,6 +40,7 @@ class Program:
     scope: Scope
     uses: Sequence[Use]
     outside: Mapping[int, str]
+    elsewhere: Mapping[int, str]
     left: Mapping[int, str]
     shapes: Mapping[int, tuple[int, ...]]
     seen: frozenset[int]
@@ -77,11 +79,16 @@ def trace(
         results, tree = jax.tree.flatten(out)
         structure.append(tree)
         static.clear()
-        static.update({i: x for i, x in enumerate(results) if not is_value(x)})
+        static.update(
+            {i: x for i, x in enumerate(results) if not isinstance(x, jax.Array)}
+        )
         return [x for i, x in enumerate(results) if i not in static]
 
     with rows.hidden(), tracing():
-        closed = jax.make_jaxpr(flat)(leaves, arrays)
+        try:
+            closed = jax.make_jaxpr(flat)(leaves, arrays)
+        except _LOOKS as error:
+            raise TypeError(_NUMBERS.format(name=_name(function))) from error
     reader = Reader({})
     values = [
         reader.parameter(i, tuple(jax.numpy.shape(leaf)))
@@ -99,6 +106,9 @@ def trace(
     used = _used(closed)
     tree = structure[-1]
     declared = {use.parameter for use in reader.uses if use.declared} | {*reader.left}
+    told = declared | {
+        use.bias.parameter for use in reader.uses if use.declared and use.bias
+    }
     for use in reader.uses:
         use.ignored |= use.parameter in declared and not use.declared
 
@@ -118,11 +128,29 @@ def trace(
             i for i, var in enumerate(closed.jaxpr.invars[: len(leaves)]) if var in used
         ),
         masks=reader.masks,
+        elsewhere={i: s for i, s in reader.elsewhere.items() if i not in told},
         left=reader.left,
         mask_numbers=reader.mask_numbers,
         arrays=arrays,
         rebuild=rebuild,
     )
+
+
+_LOOKS = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+)
+_NUMBERS = (
+    "`{name}` looks at numbers while it runs (`if loss > 0`, `float(loss)`, "
+    "`np.asarray(x)`), so that it cannot be traced, and a function is read as it is "
+    "traced. Use jax.lax.cond or jnp.where for `if`, jnp for NumPy, jax.debug.print to "
+    "print, and return with `has_aux=True` what is to be looked at."
+)
+
+
+def _name(function: Callable[..., Any]) -> str:
+    return getattr(function, "__name__", type(function).__name__)
 
 
 def _used(closed: ClosedJaxpr) -> set[Any]:
@@ -137,8 +165,3 @@ def _used(closed: ClosedJaxpr) -> set[Any]:
 def is_array(leaf: Any) -> bool:
     """Whether an argument is an array, or stands for one."""
     return isinstance(leaf, jax.ShapeDtypeStruct) or hasattr(leaf, "__array__")
-
-
-def is_value(leaf: Any) -> bool:
-    """Whether a result can be one of a traced function."""
-    return is_array(leaf) or isinstance(leaf, int | float | complex | bool)

@@ -36,7 +36,8 @@ class Use:
       parameter: number of the kernel.
       kind: of the layer.
       arrangement: of the parameter, into stacked kernels of the kind.
-      stack: sizes of the axes that loops have taken away.
+      stack: sizes of the axes that loops and indices have taken away.
+      at: the index of each of those; None where it is a loop's.
       access: how an operand becomes the layer's input.
       number: of the input: equal ones are the same array.
       shape: of the input.
@@ -58,6 +59,7 @@ class Use:
     kind: Kind
     arrangement: Arrangement
     stack: tuple[int, ...]
+    at: tuple[int | None, ...]
     access: Access
     number: Hashable
     shape: tuple[int, ...]
@@ -130,7 +132,9 @@ def match_bias(y: Piece, b: Piece, use: Use, shape: tuple[int, ...]) -> Bias | N
       use: the use.
       shape: of the parameter.
     """
-    if y.part != b.part or (y.scaled and not use.narrow):
+    if y.broken or b.broken or y.part != b.part or (y.scaled and not use.narrow):
+        return None
+    if len(y.axes) != len(b.axes) or b.at != use.at:
         return None
     order: list[tuple[int, int, tuple[Atom, ...]]] = []
     for of_y, of_b in zip(y.axes, b.axes):

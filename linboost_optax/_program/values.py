@@ -16,16 +16,21 @@ class Piece:
       of: number of the parameter, or of the use whose output it is.
       axes: what each of the array's axes is among those of the parameter (of the
         output: block axes, then output axes).
-      stack: axes of the parameter that loops have taken away, the outermost first.
+      stack: axes of the parameter that loops and indices have taken away, the outermost
+        first.
+      at: the index of each of those; None where it is a loop's.
       part: the axis and the stretch of the array that it fills; None for all of it.
       scaled: whether it was multiplied by one number.
+      broken: whether it is only some of the elements; what its axes are is not known.
     """
 
     of: int
     axes: Axes
     stack: Axes = ()
+    at: tuple[int | None, ...] = ()
     part: tuple[int, int, int] | None = None
     scaled: bool = False
+    broken: bool = False
 
     def moved(self, axes: Axes, axis: int | None = None) -> Piece:
         """Returns the piece in an array of other axes.
@@ -37,6 +42,11 @@ class Piece:
         if self.part is None:
             return replace(self, axes=axes)
         return replace(self, axes=axes, part=(axis, *self.part[1:]))
+
+    def some(self, rank: int) -> Piece:
+        """Returns some of the elements, in an array of this many axes."""
+        axes = ((),) * rank
+        return Piece(self.of, axes, self.stack, self.at, broken=True)
 
     @property
     def repeats(self) -> int:

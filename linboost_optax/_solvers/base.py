@@ -28,7 +28,11 @@ from linboost_optax._layer import Affine, Layer
 
 
 class Metric(Protocol):
-    """The metric of one layer: a state that follows the layer's statistics."""
+    """The metric of one layer: a state that follows the layer's statistics.
+
+    A frozen dataclass whose numbers do not depend on the names in its layer may say so,
+    ``nameless: ClassVar[bool] = True``: layers that are alike are then traced once.
+    """
 
     @abstractmethod
     def init(self) -> Any:

@@ -1,7 +1,7 @@
 """A few steps of conjugate gradients, matrix-free where there is no matrix."""
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -120,6 +120,8 @@ class Krylov:
     layer: Layer
     statistic: HasSecondMoment
     preconditioner: ArrowMetric
+
+    nameless: ClassVar[bool] = True
 
     def init(self) -> MomentsState:
         return self.preconditioner.init()

@@ -1,7 +1,7 @@
 """Exact solves on raw inputs, by the dual problem."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,8 @@ class Dual:
     ridge: float
     layer: Layer
     statistic: Inputs
+
+    nameless: ClassVar[bool] = True
 
     def init(self) -> tuple[()]:
         return ()  # the inputs of one batch are all there is

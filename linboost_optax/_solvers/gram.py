@@ -50,6 +50,7 @@ class _OnGram:
     layer: Layer
     statistic: Gram
 
+    nameless: ClassVar[bool] = True
     cached: ClassVar[Callable[[jax.Array], Any]]
 
     def init(self) -> Refreshed:

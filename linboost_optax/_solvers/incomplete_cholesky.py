@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import singledispatch
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -103,6 +103,8 @@ class ArrowMetric:
 
     options: IncompleteCholesky
     layer: Layer
+
+    nameless: ClassVar[bool] = True
 
     def init(self) -> MomentsState:
         # One buffer a leaf: a step that donates its state must not see one twice.

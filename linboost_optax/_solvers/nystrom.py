@@ -1,7 +1,7 @@
 """Solves on a sketch: low rank plus diagonal, no matrix as wide as it is high."""
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -65,6 +65,8 @@ class Nystrom:
     layer: Layer
     statistic: Sketch
 
+    nameless: ClassVar[bool] = True
+
     def init(self) -> Refreshed:
         rank = self.statistic.rank_of(self.layer)
         d, zeros = self.layer.features, self.layer.zeros
@@ -97,7 +99,7 @@ class Nystrom:
 
         # Of the r x r matrix between, directions below rounding are left out.
         inner = jnp.einsum("dr,kds->krs", omega, sketched, precision=_HIGH)
-        values, vectors = jnp.linalg.eigh(inner + inner.mT)
+        vectors, values = jax.lax.linalg.eigh(inner + inner.mT, symmetrize_input=False)
         values = values / 2
         smallest = rank * jnp.finfo(values.dtype).eps * values[:, -1:]
         kept = values > smallest
@@ -115,7 +117,7 @@ class Nystrom:
 
         low = low / columns(scale)
         inner = jnp.einsum("kdr,kds->krs", low, low, precision=_HIGH)
-        values, vectors = jnp.linalg.eigh(inner)
+        vectors, values = jax.lax.linalg.eigh(inner, symmetrize_input=False)
         stretch = jnp.sqrt(1 + jnp.maximum(values, 0))
         basis = jnp.einsum(
             "kdr,krs->kds", low, vectors / stretch[:, None, :], precision=_HIGH

@@ -125,7 +125,9 @@ def refresh(
         center, value = factorise(corrected(average))
         good = average.weight > 0
         for leaf in jax.tree.leaves(value):
-            good &= jnp.all(jnp.isfinite(leaf), axis=tuple(range(1, leaf.ndim)))
+            # A sum is finite only if its terms are; scaled down it cannot overflow.
+            total = jnp.sum(leaf * 2.0**-60, axis=tuple(range(1, leaf.ndim)))
+            good &= jnp.isfinite(total)
         return where_seen(good, Factored(center, value, good), old)
 
     # Only the factor leaves the branches: averages would be copied on their way.

@@ -41,6 +41,10 @@ def index(entries: list[tuple[Any, Any]]) -> dict[Path, Any]:
             found.setdefault(names[:end], value)
             bare = tuple(name for name in names[:end] if name != "params")
             shorter.setdefault(bare, value)
+            # Boxes around parameters: NNX variables, partitioned arrays.
+            boxed = [getattr(entry, "name", "") == "value" for entry in path[:end]]
+            open_ = tuple(n for n, box in zip(names, boxed) if not box)
+            shorter.setdefault(open_, value)
             cut = tuple(part for name in bare for part in name.split("/"))
             pieces.setdefault(cut, value)
     return {**pieces, **shorter, **found}
@@ -69,9 +73,10 @@ def kernels(taps: Taps, params: Any) -> list[tuple[Layer, int]]:
 
 _LACKING = (
     "`taps` has layer '{layer}', which the parameters lack: these taps belong to "
-    "another model, or `params` is neither the 'params' collection nor the variables "
-    "that hold it. Make the taps from the model whose parameters are passed; those of "
-    "a model below a name in a larger dictionary are `Taps.join({{name: taps}})`."
+    "another model, or `params` is not what they were made for (of Linen models, the "
+    "'params' collection or the variables that hold it). Make the taps from the model "
+    "whose parameters are passed; those of a model below a name in a larger dictionary "
+    "are `Taps.join({{name: taps}})`."
 )
 
 _OTHER = (

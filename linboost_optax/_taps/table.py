@@ -201,7 +201,7 @@ def check_taps(taps: object) -> None:
     if not isinstance(taps, Taps):
         raise TypeError(
             f"`taps` must be a Taps, got {type(taps).__name__}. Make it with "
-            "`linen.taps(model, x)`."
+            "`linen.taps`, `nnx.taps` or `lbo.taps`."
         )
 
 

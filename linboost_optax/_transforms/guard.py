@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from linboost_optax._transforms import wide
@@ -30,7 +31,10 @@ def _floats(tree: Any) -> list[jax.Array]:
 
 
 def _finite(sums: list[jax.Array]) -> jax.Array:
-    return jnp.all(jnp.asarray([jnp.isfinite(each) for each in sums], jnp.bool_))
+    if not sums:
+        return jnp.ones((), jnp.bool_)
+    common = np.result_type(*(each.dtype for each in sums))
+    return jnp.all(jnp.isfinite(jnp.stack([each.astype(common) for each in sums])))
 
 
 def keep_if(

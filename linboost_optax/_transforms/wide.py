@@ -54,26 +54,24 @@ def norm(h: Sequence[jax.Array], g: Sequence[jax.Array]) -> jax.Array:
     # Not `jnp.result_type`: it refuses mixed dtypes under strict promotion.
     common = np.result_type(*(leaf.real.dtype for leaf in (*h, *g)))
 
-    def inner(h: Sequence[jax.Array], g: Sequence[jax.Array]) -> jax.Array:
-        products = [
-            jnp.sum((jnp.conj(a) * b).real).astype(common) for a, b in zip(h, g)
-        ]
-        return sum(products[1:], products[0])
-
-    def root(squared: jax.Array) -> jax.Array:
-        return jnp.sqrt(jnp.maximum(squared, 0))
+    def inner(scale: float | None) -> jax.Array:
+        sums = []
+        for a, b in zip(h, g):
+            if scale is not None:  # of the widest: in float32 it may be zero
+                a, b = (x.astype(np.result_type(x.dtype, common)) for x in (a, b))
+                a, b = a * scale, b * scale
+            sums.append(jnp.sum((jnp.conj(a) * b).real).astype(common))
+        return sum(sums[1:], sums[0])
 
     def scaled() -> jax.Array:
-        # What is infinite is not a number after the division, whatever its sign.
-        one, other = _largest(h, common), _largest(g, common)
-        h_scaled = [a / one.astype(a.real.dtype) for a in h]
-        g_scaled = [b / other.astype(b.real.dtype) for b in g]
-        return root(inner(h_scaled, g_scaled)) * jnp.sqrt(one) * jnp.sqrt(other)
+        # Where products overflow, both of their factors are at least about one, and a
+        # power of two makes them small without rounding.
+        small = 2.0 ** -(np.finfo(common).maxexp // 2 + 16)
+        squared = inner(small)
+        root = jnp.sqrt(jnp.maximum(squared, 0)) / small
+        return jnp.where(jnp.isfinite(squared), root, jnp.nan)
 
-    squared = inner(h, g)
-    return jax.lax.cond(jnp.isfinite(squared), lambda: root(squared), scaled)
-
-
-def _largest(leaves: Sequence[jax.Array], common: np.dtype) -> jax.Array:
-    each = [jnp.max(jnp.abs(leaf), initial=0).astype(common) for leaf in leaves]
-    return jnp.max(jnp.stack(each))
+    squared = inner(None)
+    return jax.lax.cond(
+        jnp.isfinite(squared), lambda: jnp.sqrt(jnp.maximum(squared, 0)), scaled
+    )

@@ -10,6 +10,8 @@ import pytest
 
 from benchmarks import driver, results
 from benchmarks.jobs import JOBS, races, step_time
+from benchmarks.tasks._deep import DEEP
+from linboost_optax import linen
 
 pytestmark = pytest.mark.slow
 
@@ -155,6 +157,26 @@ def test_memory_is_in_multiples_of_adam(tmp_path, capsys):
     assert whiten["state_bytes"] >= adam["state_bytes"] + 2 * 4 * 32 * 32
     times = whiten["state_bytes"] / adam["state_bytes"]
     assert f" {times:.2f}x |" in capsys.readouterr().out
+
+
+def test_compile_time_is_in_multiples_of_adam(tmp_path, capsys):
+    chosen = ("--optimizers", "whiten")
+    result = run("compile_time", tmp_path, *chosen, task="transformer12")
+    adam, whiten = result["optimizers"].values()
+    # Whitening takes more of a program than Adam alone, which is part of it.
+    assert whiten["instructions"] > adam["instructions"] > 0
+    for part in ("lower_seconds", "compile_seconds"):
+        assert len(adam[part]) == len(whiten[part]) == 1
+        assert min(adam[part] + whiten[part]) > 0
+    times = whiten["compile_seconds"][0] / adam["compile_seconds"][0]
+    assert f" {times:.2f}x |" in capsys.readouterr().out
+
+
+def test_deep_models_have_the_layers_that_their_titles_say():
+    for name, build in DEEP.items():
+        deep = build(False)
+        taps = linen.taps(deep.model, deep.batch["x"], train=True)
+        assert f"{len(taps.layers)} kernels" in deep.title, name
 
 
 def test_ills_reports_every_trainer_it_is_asked_for(tmp_path, capsys):
