@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, ParamSpec, TypeAlias, TypeVar, overload
 
@@ -74,18 +75,22 @@ def taps(
     mistakes.check_model(model)
     asked = _statistics.resolve(statistic)
     call = mistakes.method_of(model, method)
-    split = nodes.split(model, args, kwargs, wrt)
+    with nodes.updating():
+        split = nodes.split(model, args, kwargs, wrt)
+        mistakes.check_wrt(model, split.params, wrt)
 
-    def function(params: Any, rest: Any, args: tuple, kwargs: dict) -> Any:
-        return split.call(call, params, rest, args, kwargs)[0]
+        def function(params: Any, rest: Any, args: tuple, kwargs: dict) -> Any:
+            return split.call(call, params, rest, args, kwargs)[0]
 
-    states = mistakes.count_arrays(split.rest)
-    data = (split.rest, split.args, split.kwargs)
-    try:
-        program = trace(function, split.params, data, {}, is_data=lambda i: i >= states)
-    except Exception as error:
-        mistakes.explain(model, call, args, kwargs, error)
-        raise
+        states = mistakes.count_arrays(split.rest)
+        data = (split.rest, split.args, split.kwargs)
+        try:
+            program = trace(
+                function, split.params, data, {}, is_data=lambda i: i >= states
+            )
+        except Exception as error:
+            mistakes.explain(model, call, args, kwargs, error)
+            raise
     name = f"`model` {type(model).__name__}"
     told = functools.partial(advice.advice, model)
     return layers.taps_of(program, split.params, asked, exclude, name, told)
@@ -177,53 +182,43 @@ def value_and_grad(
     References:
       Munoz (2025), arXiv:2502.01131.
     """
+    mistakes.check_options(unknown)
     check_call(loss_fn, taps, unknown)
 
     @functools.wraps(loss_fn)
-    def wrapped(model, *args, **kwargs):
-        collect = functools.partial(differentiate, taps=taps)
-        options = {"allow_unconnected": allow_unconnected}
-        if isinstance(model, nnx.GraphDef):
-
-            def of_params(params, *args, **kwargs):
-                return loss_fn(model, params, *args, **kwargs)
-
-            params, *rest = args
-            return collect(
-                of_params,
-                has_aux=has_aux,
-                params=params,
-                args=tuple(rest),
-                kwargs=kwargs,
-                **options,
-            )
+    def wrapped(*args, **kwargs):
+        if not args:  # the module by its name
+            bound = inspect.signature(loss_fn).bind(*args, **kwargs)
+            args, kwargs = bound.args, bound.kwargs
+        function, (model, *rest) = nodes.functional(loss_fn, args)
         if not nodes.is_node(model):
-            return collect(
-                loss_fn,
-                has_aux=has_aux,
-                params=model,
-                args=args,
-                kwargs=kwargs,
-                **options,
+            mistakes.check_split(model)
+            return differentiate(
+                function, taps, has_aux, allow_unconnected, model, tuple(rest), kwargs
             )
-        split = nodes.split(model, args, kwargs, wrt)
+        with nodes.updating():
+            split = nodes.split(model, tuple(rest), kwargs, wrt)
+            mistakes.check_wrt(model, split.params, wrt)
 
-        def of_states(params, rest, args, kwargs):
-            out, state = split.call(loss_fn, params, rest, args, kwargs)
-            loss, aux = out if has_aux else (out, None)
-            return loss, (aux, state)
+            def of_states(params, rest, args, kwargs):
+                out, after = split.call(loss_fn, params, rest, args, kwargs)
+                if not has_aux:
+                    return out, (None, after)
+                mistakes.check_pair(out)
+                return out[0], (out[1], after)
 
-        states = mistakes.count_arrays(split.rest)
-        (loss, (aux, state)), grads, stats = collect(
-            of_states,
-            has_aux=True,
-            params=split.params,
-            args=(split.rest, split.args, split.kwargs),
-            kwargs={},
-            is_data=lambda i: i >= states,
-            **options,
-        )
-        split.update(state)
+            states = mistakes.count_arrays(split.rest)
+            (loss, (aux, after)), grads, stats = differentiate(
+                of_states,
+                taps,
+                True,
+                allow_unconnected,
+                split.params,
+                (split.rest, split.args, split.kwargs),
+                {},
+                is_data=lambda i: i >= states,
+            )
+            aux = nodes.restore(aux, after)
         return ((loss, aux) if has_aux else loss), grads, stats
 
     return wrapped

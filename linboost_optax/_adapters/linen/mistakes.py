@@ -16,14 +16,14 @@ def check_model(model: object) -> None:
             f"`model` must be a flax.linen.Module, got the class {model.__name__}. "
             f"Make an instance first: `{model.__name__}(...)`."
         )
-    got = type(model).__name__
-    bases = type.mro(model if isinstance(model, type) else type(model))
-    if any(base.__module__.startswith("flax.nnx") for base in bases):
-        got = f"the flax.nnx module {got}"
+    own = model if isinstance(model, type) else type(model)
+    got = f"the class {own.__name__}" if own is model else own.__name__
+    if any(base.__module__.startswith("flax.nnx") for base in type.mro(own)):
+        got = f"the flax.nnx module {own.__name__}"
     raise TypeError(
         f"`model` must be a flax.linen.Module, got {got}. Call `linen.taps(model, x)` "
-        "with a Linen model and the arguments of its own call; those of other "
-        "frameworks are described by `lbo.dense_taps`."
+        "with a Linen model and the arguments of its own call; `nnx.taps(model, x)` is "
+        "for NNX, and `lbo.taps(function, params, x)` for all else."
     )
 
 

@@ -20,7 +20,7 @@ ADVICE: dict[type, str] = {
 
 def advice(model: nnx.Module, path: Path) -> str | None:
     """Returns why a parameter keeps its plain gradient, where its module tells."""
-    modules = {tuple(map(str, where)): each for where, each in nnx.iter_modules(model)}
+    modules = {tuple(map(str, where)): each for where, each in nnx.iter_graph(model)}
     module = modules.get(path[:-1])
     for base in type(module).__mro__:
         if base in ADVICE:

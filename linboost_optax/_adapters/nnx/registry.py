@@ -57,9 +57,12 @@ def register(
       statistics: 52 bytes
     """
     if not (isinstance(module, type) and issubclass(module, nnx.Module)):
+        got = f"a {type(module).__name__}"
+        if isinstance(module, type):
+            got = f"the class {module.__name__}"
         raise TypeError(
-            f"`module` must be a class of flax.nnx modules, got {module!r}. Pass the "
-            "class, not an instance."
+            f"`module` must be a class of flax.nnx modules, got {got}. Pass the class, "
+            "not an instance."
         )
     if not callable(describe):
         raise TypeError(
