@@ -212,7 +212,6 @@ def test_loops():
     assert stats["dense"].count == 18
 
 
-@pytest.mark.xfail(reason="a loop that is not differentiated hides the other use")
 def test_while_loop_beside_a_use():
     def loss_fn(dense, x):
         def body(carry):
@@ -455,6 +454,8 @@ def test_regularised_and_differentiated_inside():
 
 def test_spectral_norm():
     """What a kernel is divided by is made of it, and changes with every call."""
+    if not hasattr(nnx, "SpectralNorm"):
+        pytest.skip("this Flax has none")
     model = nnx.SpectralNorm(nnx.Linear(3, 4, rngs=nnx.Rngs(1)), rngs=nnx.Rngs(0))
 
     def loss_fn(model, x):
@@ -476,7 +477,6 @@ def test_linen_inside():
     check_gram(stats["layers_0"], X)
 
 
-@pytest.mark.xfail(reason="the optimizer sees the path without the box")
 def test_tree_in_one_parameter():
     class Pair(nnx.Module):
         def __init__(self):
