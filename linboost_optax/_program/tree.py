@@ -32,4 +32,9 @@ def names(tree: Any) -> list[Path]:
 
 def _is_box(node: Any) -> bool:
     """Whether a node is around a parameter: an NNX variable, a partitioned array."""
-    return type(node).__module__.startswith("flax.") and hasattr(node, "value")
+    kind = type(node)
+    # Of the class: to ask an NNX variable for its `value` is deprecated.
+    fields = getattr(kind, "__dataclass_fields__", {})
+    return kind.__module__.startswith("flax.") and (
+        hasattr(kind, "value") or "value" in fields
+    )
