@@ -55,9 +55,11 @@ def taps(
       The taps, static and hashable.
 
     Raises:
-      ValueError: if ``statistic`` is unknown, no layer can be tapped, or a statistic
-        that does not add up is asked for a layer that is used more than once.
-      TypeError: if ``model`` is no NNX module, or ``statistic`` is no statistic.
+      ValueError: if ``statistic`` is unknown, ``wrt`` chooses no variable, no layer can
+        be tapped, or a statistic that does not add up is asked for a layer that is used
+        more than once.
+      TypeError: if ``model`` is no NNX module, ``method`` none of its methods, or
+        ``statistic`` is no statistic.
 
     Example:
       >>> import jax.numpy as jnp
@@ -161,10 +163,10 @@ def value_and_grad(
     Raises:
       TypeError: if ``taps`` is not a ``Taps``, ``loss_fn`` is not callable, or an
         argument is of ``nnx.value_and_grad`` alone; when called, if the loss
-        differentiates the network in forward mode.
-      ValueError: when called, if the taps belong to another model, if a tapped layer
-        did not reach the loss, if its kernel is used as another layer, or if a layer
-        with raw inputs is used twice.
+        differentiates the network in forward mode or returns no pair with ``has_aux``.
+      ValueError: when called, if ``wrt`` chooses no variable, if the taps belong to
+        another model, if a tapped layer did not reach the loss, if its kernel is used
+        as another layer, or if a layer with raw inputs is used twice.
 
     Example:
       >>> import jax.numpy as jnp, optax
