@@ -160,6 +160,35 @@ def test_two_kernels_and_one_bias():
     check(stats["wh"], h)
 
 
+@pytest.mark.parametrize("swapped", [False, True])
+def test_the_bias_of_a_sum_is_that_of_its_last_product(swapped):
+    params = {"t": normal(3, 5, 3), "w": normal(4, 3, 3), "b": normal(5, 3)}
+    tokens = jnp.array([0, 4, 4])
+
+    def function(p, i):
+        x = p["t"][i]
+        y = jnp.tanh(x) @ p["w"]
+        return (y + x if swapped else x + y) + p["b"]
+
+    taps, stats = collect(function, params, tokens)
+    assert {str(layer): layer.bias for layer in taps.layers} == {"t": None, "w": "b"}
+    check(stats["w"], jnp.tanh(params["t"][tokens]))
+
+
+def test_tokens_one_at_a_time():
+    table, tokens = normal(1, 5, 2), jnp.array([[0, 1, 1], [4, 0, 1]])
+    one = lambda p, i: p["t"][i]  # noqa: E731
+    for function in (
+        jax.vmap(jax.vmap(one, (None, 0)), (None, 0)),
+        lambda p, i: jax.lax.map(lambda i: one(p, i), i.reshape(-1)),
+    ):
+        taps = lbo.taps(function, {"t": table}, tokens)
+        assert taps.layers[0].kind == extend.Embed(5, 2)
+        loss = lambda p, i, f=function: jnp.sum(f(p, i) ** 2)  # noqa: E731
+        _, _, stats = lbo.value_and_grad(loss, taps)({"t": table}, tokens)
+        np.testing.assert_allclose(stats[""].sum[0], [2, 3, 0, 0, 1])
+
+
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_layers_stacked_along_any_axis_and_scanned(axis):
     w = normal(3, 2, 3, 3)

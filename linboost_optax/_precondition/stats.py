@@ -16,8 +16,9 @@ def check(stats: Any, layers: Iterable[Layer]) -> dict[str, Any]:
         raise ValueError(
             "`stats` is missing: this optimizer reads the statistics of every layer's "
             "inputs. Take them from `loss, grads, stats = "
-            "linen.value_and_grad(loss_fn, taps)(params, batch)` and call "
-            "`tx.update(grads, state, params, stats=stats)`. Flax's "
+            "linen.value_and_grad(loss_fn, taps)(params, batch)` (or `lbo.nnx`'s, or "
+            "`lbo.value_and_grad`) and call `tx.update(grads, state, params, "
+            "stats=stats)`; NNX: `optimizer.update(model, grads, stats=stats)`. Flax's "
             "`TrainState.apply_gradients`, `optax.lookahead` and `optax.contrib.sam` "
             "do not pass them on: see docs/composition.md."
         )

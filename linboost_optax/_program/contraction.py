@@ -19,16 +19,17 @@ class Access:
 
     Attributes:
       operand: which of the equation's.
-      order: of its axes; None for indices, which lose their last axis.
+      order: of its axes; None for indices.
       groups: which operand tells how many samples go to each expert, or None.
-      rows: of indices, how many rows there are to look up, and whether an index beyond
-        them is that of the nearest; else it is that of none.
+      rows: of indices, how many rows there are to look up; whether an index beyond
+        them is that of the nearest, else it is that of none; and which part of an index
+        that is, or None for all of it.
     """
 
     operand: int
     order: tuple[int, ...] | None
     groups: int | None = None
-    rows: tuple[int, bool] | None = None
+    rows: tuple[int, bool, int | None] | None = None
 
     def apply(self, row: Sequence[jax.Array]) -> jax.Array:
         """Returns the input, from the operands."""
@@ -37,8 +38,8 @@ class Access:
             return experts.numbered(x, row[self.groups])
         if self.rows is None:
             return x if self.order is None else x.transpose(self.order)
-        count, clipped = self.rows
-        x = x[..., 0]
+        count, clipped, part = self.rows
+        x = x if part is None else x[..., part]
         if clipped:
             return jnp.clip(x, 0, count - 1)
         return jnp.where((x < 0) | (x >= count), count, x)
@@ -46,7 +47,8 @@ class Access:
     def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Returns the shape of the input, from that of the operand."""
         if self.order is None:
-            return shape[:-1]
+            whole = self.rows is not None and self.rows[2] is None
+            return shape if whole else shape[:-1]
         shape = tuple(shape[i] for i in self.order)
         return shape if self.groups is None else (*shape[:-1], shape[-1] + 1)
 
@@ -183,33 +185,60 @@ def _conv(eqn: Any, which: int, axes: Axes) -> Contraction | str:
 
 def _gather(eqn: Any, which: int, axes: Axes) -> Contraction | str:
     numbers, shape = eqn.params["dimension_numbers"], eqn.invars[0].aval.shape
-    if which != 0:
+    if which != 0 or not jnp.issubdtype(eqn.invars[1].aval.dtype, jnp.integer):
         return "it is an index"
+    token = _token(shape, eqn.params["slice_sizes"])
     picked = tuple(numbers.start_index_map)
-    rows = tuple(1 if i in picked else n for i, n in enumerate(shape))
+    clipped = eqn.params["mode"] == jax.lax.GatherScatterMode.CLIP
     if (
-        len(shape) != 2
-        or len(picked) != 1
-        or tuple(numbers.collapsed_slice_dims) != picked
+        token is None
+        or token not in picked
+        or (len(picked) > 1 and not clipped)  # else a whole axis may be out of bounds
         or getattr(numbers, "operand_batching_dims", ())
-        or tuple(eqn.params["slice_sizes"]) != rows
-        or not jnp.issubdtype(eqn.invars[1].aval.dtype, jnp.integer)
     ):
-        return "parts of it are picked by an index, not rows of a table"
+        return _NO_ROWS
     if any(_repeats(axis) or _mixed(axis) for axis in axes):
         return "it is repeated, once an example"
-    (token,), size = picked, shape[1 - picked[0]]
     rank = len(eqn.outvars[0].aval.shape)
-    offset = tuple(numbers.offset_dims)
-    clipped = eqn.params["mode"] == jax.lax.GatherScatterMode.CLIP
+    left = [i for i in range(2) if i not in numbers.collapsed_slice_dims]
+    # Where each axis of a row is in the result; that of its number has size one.
+    places = dict(zip(left, numbers.offset_dims, strict=True))
+    place = places[1 - token]
     return Contraction(
-        kind=Embed(shape[token], size),
+        kind=Embed(shape[token], shape[1 - token]),
         kernel=_atoms(axes, (token, 1 - token)),
-        input=Access(1, None, rows=(shape[token], clipped)),
-        output=(*(i for i in range(rank) if i not in offset), *offset),
-        outputs=_outputs(eqn, dict.fromkeys(offset, 0), rank),
+        input=Access(1, None, rows=(shape[token], clipped, picked.index(token))),
+        output=(*(i for i in range(rank) if i != place), place),
+        outputs=_outputs(eqn, {place: 0}, rank),
         part_axis={},
     )
+
+
+def _dynamic_slice(eqn: Any, which: int, axes: Axes) -> Contraction | str:
+    shape = eqn.invars[0].aval.shape
+    token = _token(shape, eqn.params["slice_sizes"])
+    if which != 0 or token is None:
+        return _NO_ROWS
+    if any(_repeats(axis) or _mixed(axis) for axis in axes):
+        return "it is repeated, once an example"
+    return Contraction(
+        kind=Embed(shape[token], shape[1 - token]),
+        kernel=_atoms(axes, (token, 1 - token)),
+        input=Access(1 + token, None, rows=(shape[token], True, None)),
+        output=(token, 1 - token),
+        outputs=_outputs(eqn, {1 - token: 0}, 2),
+        part_axis={},
+    )
+
+
+_NO_ROWS = "parts of it are picked by an index, not rows of a table"
+
+
+def _token(shape: tuple[int, ...], sizes: Sequence[int]) -> int | None:
+    """Returns which axis of a table an index is along that takes one row, or None."""
+    cut = [i for i, (n, size) in enumerate(zip(shape, sizes)) if n != size]
+    rows = len(shape) == 2 and len(cut) == 1 and sizes[cut[0]] == 1
+    return cut[0] if rows else None
 
 
 def _ragged(eqn: Any, which: int, axes: Axes) -> Contraction | str:
@@ -279,6 +308,7 @@ def _place(axes: Axes) -> Callable[[int], tuple[int, int]]:
 _READERS: dict[str, Callable[[Any, int, Axes], Contraction | str]] = {
     "dot_general": _dot,
     "conv_general_dilated": _conv,
+    "dynamic_slice": _dynamic_slice,
     "gather": _gather,
     "ragged_dot_general": _ragged,
     "ragged_dot": _ragged,

@@ -177,7 +177,9 @@ def _layer(
     home = parent
     if bias is not None:
         home = _common(parent, paths[bias.parameter][:-1])
-    name = parent if siblings[parent] == 1 else path
+    # At the root the name is left out where there is nothing else.
+    alone = parent or len(paths) == (1 if bias is None else 2)
+    name = parent if siblings[parent] == 1 and alone else path
     below = len(home)
     statistic = use.kind.statistic(asked)
     if not isinstance(statistic, Statistic):

@@ -49,6 +49,8 @@ def product(
     some: list[Piece] = []
     for piece in row[which].parameters:
         read = _read(notes, eqn, which, piece)
+        if eqn.primitive.name == "dynamic_slice" and not any(v.data for v in others):
+            read = "it is cut by an index that is no data"
         if isinstance(read, str):
             if any(value.data for value in others):
                 notes.outside.setdefault(piece.of, read)
@@ -191,9 +193,11 @@ def biases(notes: Notes, row: Sequence[Value]) -> set[int]:
         if added.outputs:
             continue
         taken: set[int] = set()
-        for y in sums.outputs:
+        # The last product: what came before it is what it was added to, a residual.
+        for y in sorted(sums.outputs, key=lambda piece: -piece.of):
             use = notes.uses[y.of]
-            for b in added.parameters if use.bias is None else ():
+            free = use.bias is None and not use.kind.one_hot
+            for b in reversed(added.parameters) if free else ():
                 if b.of in taken or b.of == use.parameter:
                     continue
                 use.bias = match_bias(y, b, use, notes.shapes[b.of])

@@ -30,7 +30,7 @@ _MIXES = frozenset(
     )
 )
 # What takes an array apart.
-_CUTS = frozenset(("dynamic_slice", "split", "pad"))
+_CUTS = frozenset(("split", "pad"))
 # Sums of layers' outputs, and the same in another precision or place.
 _KEEPS_OUTPUTS = frozenset(
     (
