@@ -5,7 +5,7 @@ from typing import Any
 
 from linboost_optax import extend, ills, plot
 from linboost_optax._adapters.by_hand import dense_taps
-from linboost_optax._adapters.functions import taps, value_and_grad
+from linboost_optax._adapters.functions import taps, value_and_grad, without_taps
 from linboost_optax._diagnose import LayerDiagnosis, as_scalars, diagnose
 from linboost_optax._moved import forward as _forward
 from linboost_optax._solvers import Cholesky, ConjugateGradient, IncompleteCholesky
@@ -56,6 +56,7 @@ __all__ = [
     "taps",
     "value_and_grad",
     "whiten",
+    "without_taps",
 ]
 
 

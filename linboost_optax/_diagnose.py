@@ -224,8 +224,10 @@ def _worst(count: jax.Array, values: jax.Array) -> jax.Array:
 
 def _step(slot: Slot, value: Any, leaves: Mapping[int, jax.Array]) -> jax.Array:
     layer = slot.layer.as_read()
-    change = slot.get(leaves)
-    dtype = change.w.dtype
+    kernel = leaves[slot.kernel]
+    bias = None if slot.bias is None else leaves[slot.bias]
+    dtype = accumulation_dtype(kernel.dtype, layer.dtype)
+    change = layer.to_affine(kernel, bias, dtype)
     value = jax.tree.map(lambda leaf: leaf.astype(dtype), value)
     squares = layer.statistic.mean_square(layer, value, change)
     return jnp.sqrt(jnp.maximum(jnp.sum(squares), 0))

@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 
 from linboost_optax import _statistics
+from linboost_optax._adapters.functions import without_taps
 from linboost_optax._adapters.linen import discovery, mistakes
 from linboost_optax._adapters.linen.observer import Observer
 from linboost_optax._adapters.linen.registry import register
@@ -17,7 +18,7 @@ from linboost_optax._adapters.linen.train_state import TrainState
 from linboost_optax._program import layers
 from linboost_optax._program.differentiate import differentiate
 from linboost_optax._statistics import Rule
-from linboost_optax._taps import Taps, check_taps, marks
+from linboost_optax._taps import Taps, check_taps
 from linboost_optax.ills._model.linen import network
 
 __all__ = [
@@ -197,32 +198,3 @@ def value_and_grad(
         )
 
     return wrapped
-
-
-def without_taps(params: Any) -> Any:
-    """Returns the parameters for uses that are not to be measured, inside a loss.
-
-    What a loss computes from the result keeps its gradient and adds nothing to the
-    statistics: a term in forward mode, which taps do not support, or one on inputs that
-    should not count.
-
-    Args:
-      params: what the loss got as its first argument, or a part of it.
-
-    Returns:
-      The same tree, of the same values.
-
-    Example:
-      >>> import flax.linen as nn, jax, jax.numpy as jnp
-      >>> from linboost_optax import linen
-      >>> model, x = nn.Dense(1), jnp.ones((8, 3))
-      >>> params, taps = model.init(jax.random.key(0), x), linen.taps(model, x)
-      >>> def loss_fn(params):
-      ...     f = lambda x: model.apply(linen.without_taps(params), x)
-      ...     slope = jax.jvp(f, (x,), (x,))[1]
-      ...     return jnp.mean(model.apply(params, x) ** 2) + jnp.mean(slope**2)
-      >>> loss, grads, stats = linen.value_and_grad(loss_fn, taps)(params)
-      >>> stats[""].count
-      Array([8.], dtype=float32)
-    """
-    return jax.tree.map(marks.untapped, params)

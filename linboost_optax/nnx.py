@@ -10,7 +10,7 @@ from typing import Any, Literal, ParamSpec, TypeAlias, TypeVar, overload
 from flax import nnx
 
 from linboost_optax import _statistics
-from linboost_optax._adapters.functions import check_call
+from linboost_optax._adapters.functions import check_call, without_taps
 from linboost_optax._adapters.nnx import advice, mistakes, nodes
 from linboost_optax._adapters.nnx.registry import register
 from linboost_optax._program import layers
@@ -19,7 +19,6 @@ from linboost_optax._program.trace import trace
 from linboost_optax._statistics import Rule
 from linboost_optax._taps import Taps
 from linboost_optax.ills._model.nnx import network
-from linboost_optax.linen import without_taps
 
 __all__ = ["network", "register", "taps", "value_and_grad", "without_taps"]
 

@@ -70,7 +70,7 @@ def test_parameters_as_variables():
 def test_parameters_that_are_neither():
     taps, params = setting()
     with pytest.raises(
-        ValueError, match=r"'Dense_0', which the parameters lack.*neither"
+        ValueError, match=r"'Dense_0', which the parameters lack.*'params' collection"
     ):
         linen.value_and_grad(loss_fn, taps)({"model": params}, X)
 

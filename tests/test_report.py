@@ -155,6 +155,16 @@ class Block(nn.Module):
         return x + nn.BatchNorm(use_running_average=True)(y)
 
 
+class Gain(nn.Module):
+    """Parameters that meet the image pixel by pixel: no kernel of anything."""
+
+    @nn.compact
+    def __call__(self, x):
+        shape = x.shape[1:]
+        gain = self.param("gain", nn.initializers.ones, shape)
+        return x * gain[None] + self.param("shift", nn.initializers.zeros, shape)[None]
+
+
 class ResNet(nn.Module):
     @nn.compact
     def __call__(self, x):
@@ -162,7 +172,7 @@ class ResNet(nn.Module):
             x = nn.Conv(4 * 2**i, (1, 1), use_bias=False, name=f"widen{i}")(x)
             for j in range(3):
                 x = Block(4 * 2**i, name=f"stage{i}_block{j}")(x)
-        return nn.ConvTranspose(3, (2, 2), name="up")(x)
+        return Gain(name="up")(x)
 
 
 @pytest.fixture(scope="module")
@@ -182,8 +192,9 @@ def test_normalisation_of_a_resnet_is_one_line(resnet):
     )
     assert norm.reason.startswith("BatchNorm scales and shifts channels one by one")
     assert norm.advice.startswith("nothing")
-    assert (up.pattern, up.arrays) == ("up/{bias,kernel}", 2)
-    assert (up.parameters, up.kernel_parameters) == (8 * 3 * 4 + 3, 8 * 3 * 4)
+    assert (up.pattern, up.arrays) == ("up/{gain,shift}", 2)
+    assert up.parameters == up.kernel_parameters == 2 * 8 * 8 * 8
+    assert "is not multiplied with data as a kernel" in up.reason
     assert "linen.register" in up.advice
 
 
@@ -191,8 +202,8 @@ def test_table_of_a_resnet_groups_what_is_many(resnet):
     lines = [line for line in str(resnet).split("\n") if " plain " in line]
     assert [line.split("  ")[0] for line in lines] == [
         "stage*_block*/BatchNorm_*/{bias,scale}",
-        "up/bias",
-        "up/kernel",
+        "up/gain",
+        "up/shift",
     ]
     assert "24 arrays" in lines[0]
     assert "it has no kernel)" in lines[0]
@@ -203,11 +214,11 @@ def test_shares_of_a_resnet_are_those_of_its_parameters(resnet):
     sizes = [leaf.size for leaf in jax.tree.leaves(params["params"])]
     report = resnet.report()
     assert report.parameters == sum(sizes)
-    plain = 3 * 2 * 2 * (4 + 8) + 8 * 3 * 4 + 3
+    plain = 3 * 2 * 2 * (4 + 8) + 2 * 8 * 8 * 8
     assert report.covered == pytest.approx(1 - plain / sum(sizes))
-    kernels = sum(sizes) - 3 * 2 * 2 * (4 + 8) - 3
+    kernels = sum(sizes) - 3 * 2 * 2 * (4 + 8)
     assert report.kernel_parameters == kernels
-    assert report.kernels_covered == pytest.approx(1 - 8 * 3 * 4 / kernels)
+    assert report.kernels_covered == pytest.approx(1 - 2 * 8 * 8 * 8 / kernels)
 
 
 def test_totals_are_sums_of_the_layers(resnet):

@@ -13,7 +13,7 @@ from linboost_optax._program import layers
 from linboost_optax._program.differentiate import differentiate
 from linboost_optax._program.trace import is_array, trace
 from linboost_optax._statistics import Rule
-from linboost_optax._taps import Taps, check_taps
+from linboost_optax._taps import Taps, check_taps, marks
 
 _P = ParamSpec("_P")
 _Loss = TypeVar("_Loss")
@@ -192,3 +192,33 @@ def check_call(loss_fn: Any, taps: Any, unknown: dict[str, Any]) -> None:
             "with respect to the first argument of `loss_fn` and to nothing else. Put "
             "the parameters first; `functools.partial` or a lambda reorders the rest."
         )
+
+
+def without_taps(params: Any) -> Any:
+    """Returns the parameters for uses that are not to be measured, inside a loss.
+
+    What a loss computes from the result keeps its gradient and adds nothing to the
+    statistics: a term in forward mode, which taps do not support, or one on inputs that
+    should not count.
+
+    Args:
+      params: what the loss got as its first argument, or a part of it.
+
+    Returns:
+      The same tree, of the same values.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> import linboost_optax as lbo
+      >>> params, x = {"w": jnp.ones((3, 1)), "b": jnp.ones(1)}, jnp.ones((8, 3))
+      >>> model = lambda params, x: x @ params["w"] + params["b"]
+      >>> taps = lbo.taps(model, params, x)
+      >>> def loss_fn(params):
+      ...     f = lambda x: model(lbo.without_taps(params), x)
+      ...     slope = jax.jvp(f, (x,), (x,))[1]
+      ...     return jnp.mean(model(params, x) ** 2) + jnp.mean(slope**2)
+      >>> loss, grads, stats = lbo.value_and_grad(loss_fn, taps)(params)
+      >>> stats[""].count
+      Array([8.], dtype=float32)
+    """
+    return jax.tree.map(marks.untapped, params)
