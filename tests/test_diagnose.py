@@ -174,24 +174,19 @@ def test_a_convolution_is_looked_at_by_its_patches(float64):
     np.testing.assert_allclose(found.condition, want, **EXACT)
 
 
-class Stack(nn.Module):
-    @nn.compact
-    def __call__(self, x):
-        dense = nn.vmap(
-            nn.Dense,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=0,
-        )
-        return dense(3, name="dense")(x)
-
-
 def stacked(x):
-    """Statistics of layers side by side, ``[layer, sample, feature]``."""
-    params = Stack().init(jax.random.key(0), x)
-    taps = linen.taps(Stack(), x, statistic="gram")
-    loss = lambda params: jnp.mean(Stack().apply(params, x) ** 2)  # noqa: E731
-    _, _, stats = linen.value_and_grad(loss, taps)(params)
+    """Statistics of layers one after the other, ``[layer, sample, feature]``."""
+    params = {"dense": {"w": jnp.ones((len(x), 4, 3)), "b": jnp.ones((len(x), 3))}}
+
+    def model(params, x):
+        def turn(layer):
+            return layer[0] @ layer[1]["w"] + layer[1]["b"][None]
+
+        return jax.lax.map(turn, (x, params["dense"]))
+
+    taps = lbo.taps(model, params, x, statistic="gram")
+    loss = lambda params: jnp.mean(model(params, x) ** 2)  # noqa: E731
+    _, _, stats = lbo.value_and_grad(loss, taps)(params)
     return taps, stats
 
 

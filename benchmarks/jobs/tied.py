@@ -31,7 +31,6 @@ from linboost_optax import linen
 from linboost_optax._kinds import Embed, Kind, Tied
 from linboost_optax._kinds.base import some_rows
 from linboost_optax._layer import Affine, Layer
-from linboost_optax._statistics import Uses
 
 WIDTH, LENGTH, BATCH, STEPS, WINDOW = 64, 32, 16, 200, 20
 WORDS = 1500  # the most frequent ones; all others are one more
@@ -188,8 +187,12 @@ def trainer(name: str, variant: Variant, optimizer: str, steps: int) -> Callable
     data = text.windows(codes, LENGTH)
     x, y = data["x"], data["y"]
     model = Model(vocabulary, variant.tied)
-    found = linen.taps(model, x[:BATCH])
-    layer = None if variant.kind is None else _layer(variant.kind(vocabulary, WIDTH))
+    both = variant.kind is Tied  # which is what taps make of it
+    apart = () if both or not variant.tied else "embed"
+    found = linen.taps(model, x[:BATCH], exclude=apart)
+    layer = None
+    if variant.kind is not None and not both:
+        layer = _layer(variant.kind(vocabulary, WIDTH))
     taps = replace(found, layers=found.layers + ((layer,) if layer else ()))
     solver = Scaled(lbo.Cholesky(), "embed", variant.scale)
 
@@ -238,14 +241,9 @@ def _layer(kind: Kind) -> Layer:
 
 
 def _measured(layer: Layer, tokens: jax.Array, h: jax.Array) -> Any:
-    """What the taps of the embedding's uses emit together."""
-
-    def measure(x: jax.Array) -> Any:
-        return layer.statistic.measure(layer, x, None)
-
-    if isinstance(layer.statistic, Uses):
-        return jax.tree.map(jnp.add, measure(tokens), measure(h))
-    return measure(tokens if isinstance(layer.kind, Embed) else h)
+    """What the tap of one of the embedding's uses would emit."""
+    x = tokens if isinstance(layer.kind, Embed) else h
+    return layer.statistic.measure(layer, x, None)
 
 
 def run(name: str, options: Options) -> Result:

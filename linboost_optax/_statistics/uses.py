@@ -36,6 +36,11 @@ class UseSums(NamedTuple):
     lookup: Any
     attend: Any
 
+    @property
+    def count(self) -> jax.Array:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Number of samples of both uses."""
+        return self.lookup.count + self.attend.count
+
 
 class BlockUses(NamedTuple):
     r"""The second moment of a tied embedding, over the samples of both uses.

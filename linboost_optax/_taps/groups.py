@@ -46,7 +46,7 @@ class PlainGroup:
         if not self.kernel_parameters:
             return "nothing: without a kernel they have no inputs to whiten"
         return (
-            "what the reason says; else declare it a layer (linen.register), or give the "
+            "what the reason says; else declare a layer (linen.register), or give the "
             "kernel an optimizer of its own (optax.partition)"
         )
 
