@@ -281,6 +281,63 @@ def test_parameters_that_are_something_else_too(function, reason):
             lbo.value_and_grad(lambda p, x: jnp.sum(function(p, x)), usual)(params, X)
 
 
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda w, z: z @ jnp.stack([w[:, i] for i in range(4)], 1),
+        lambda w, z: z @ jnp.concatenate([w[:, :2], w[:, 2:]], 1),
+        lambda w, z: z @ jnp.tile(w, (1, 2)),
+        lambda w, z: z @ jnp.concatenate([w[:2], jnp.zeros((1, 4))]),
+        lambda w, z: z @ w.at[0].set(0.0),
+        lambda w, z: z @ jax.lax.dynamic_update_slice(jnp.zeros((3, 4)), w, (0, 0)),
+        lambda w, z: z @ jnp.cumsum(w, 0),
+        lambda w, z: z @ jnp.linalg.qr(w)[0],
+        lambda w, z: jnp.einsum("bi,io->b", z, w),
+        lambda w, z: jnp.sum(z[0][:, None] * w, 0),
+        lambda w, z: jax.lax.map(lambda row: z[:, :1] * row, w),
+        lambda w, z: z @ jax.lax.reduce(w, 0.0, jax.lax.add, (1,))[:, None],
+        lambda w, z: jax.scipy.linalg.solve_triangular(w[:, :3], z.T),
+    ],
+)
+def test_a_kernel_that_meets_data_in_ways_that_are_not_read(other):
+    taps = lbo.taps(lambda p, x: x @ p["w"] + p["b"], PARAMS, X)
+
+    def loss(p, x):
+        y = jnp.mean((x @ p["w"] + p["b"]) ** 2)
+        return y + jnp.mean(other(p["w"], 2 * x) ** 2)
+
+    with pytest.raises(ValueError, match="outside of the layer's own call"):
+        lbo.value_and_grad(loss, taps)(PARAMS, X)
+
+    def plain(p, x):
+        return jnp.sum(other(p["w"], x)) + x @ p["v"]
+
+    taps = lbo.taps(plain, {"w": W, "v": W}, X)
+    assert "w" in {p.path for p in taps.plain}
+
+
+@pytest.mark.parametrize(
+    ("function", "count"),
+    [
+        (lambda w, z: (z @ w) / jnp.linalg.norm(w, axis=0), 12),
+        (lambda w, z: z @ (w / jnp.linalg.norm(w, axis=0)), 12),
+        (lambda w, z: z @ jax.lax.stop_gradient(w), 6),
+        (lambda w, z: jnp.sum(jnp.cumsum(w, 0) ** 2) + jnp.max(jnp.sort(w)), 6),
+        (lambda w, z: z @ (w * (z[:1].T > 0)), 12),
+    ],
+)
+def test_norms_penalties_and_masks_of_a_kernel_are_no_other_use(function, count):
+    taps = lbo.taps(lambda w, x: x @ w, W, X, statistic="gram")
+    z = 2 * X[::-1]
+
+    def loss(w, x):
+        return jnp.mean((x @ w) ** 2) + jnp.mean(function(w, z) ** 2)
+
+    _, grads, stats = lbo.value_and_grad(loss, taps)(W, X)
+    np.testing.assert_allclose(grads, jax.grad(loss)(W, X), rtol=1e-4, atol=1e-5)
+    check(stats[""], *([X, z] if count == 12 else [X]))
+
+
 @pytest.mark.parametrize("mode", ["fill", "clip", "drop"])
 def test_tokens_out_of_range_are_counted_as_they_are_read(mode):
     tokens, table = jnp.array([0, 4, 5, 7, -1, -7]), normal(1, 5, 2)

@@ -45,7 +45,7 @@ class Context:
         rows = marks.rows_context(stack)
         return replace(
             self,
-            backward=self.backward or "transpose(" in stack,
+            backward=self.backward or "transpose(jvp(" in stack,
             forward=self.forward or "jvp(" in stack,
             rows=self.rows if rows is None else rows,
         )
@@ -123,7 +123,12 @@ class Notes:
                 self.mask_numbers[slot] = value.number
 
     def lost(
-        self, name: str, row: Sequence[Value], values: Sequence[Value], known: set[int]
+        self,
+        name: str,
+        row: Sequence[Value],
+        values: Sequence[Value],
+        known: set[int],
+        one: bool,
     ) -> None:
         """Takes note of the parameters that nothing is known of any more.
 
@@ -132,15 +137,19 @@ class Notes:
           row: its operands.
           values: its results.
           known: parameters whose part in it is understood.
+          one: whether its result is one number.
         """
         kept = {piece.of for value in values for piece in value.parameters} | known
         data = any(value.data and not value.gradient for value in values)
         for piece in (piece for value in row for piece in value.parameters):
-            # A whole kernel that data has changed (a mask) may end in a penalty.
+            if piece.of in kept or not data:
+                continue
+            # A whole kernel that data has changed (a mask) may end in a penalty, and
+            # what is made of one (a norm) may scale an output.
             vector = len(self.shapes[piece.of]) < 2
+            spread = piece.spread or piece.repeats > 1
             solved = name == "triangular_solve"
-            met = vector or solved or piece.repeats > 1
-            if piece.of not in kept and data and met:
+            if vector or spread or solved or not (one or piece.broken):
                 self.elsewhere.setdefault(piece.of, name)
 
     def state(self) -> tuple[Any, ...]:

@@ -100,15 +100,16 @@ class Reader:
         values = [
             replace(
                 value,
-                parameters=rules.pieces(eqn, row, k, "parameters"),
-                outputs=rules.pieces(eqn, row, k, "outputs"),
+                parameters=rules.parameters(eqn, row, k),
+                outputs=rules.outputs(eqn, row, k),
                 uniform=rules.uniform(eqn, row),
             )
             for k, value in enumerate(base)
         ]
         for value in values:
             products.forget_norms(notes, value, row)
-        notes.lost(name, row, values, biases)
+        sizes = [getattr(var.aval, "size", 1) for var in eqn.outvars]
+        notes.lost(name, row, values, biases, max(sizes, default=0) <= 1)
         return values
 
     def _call(
@@ -125,13 +126,19 @@ class Reader:
         custom = name.startswith(("custom_vjp_call", "custom_jvp_call"))
         if custom:
             at = at.hindered(IN_CUSTOM)
-        elif name not in OPENED:
-            at = at.hindered(IN_UNKNOWN.format(name))
-        if len(callee.invars) != len(row):  # it is given arguments in its own way
-            for piece in (piece for value in row for piece in value.parameters):
-                if len(notes.shapes[piece.of]) > 1:
-                    notes.outside.setdefault(piece.of, IN_UNKNOWN.format(name))
-            return [derived(notes.fresh(), row) for _ in eqn.outvars]
+        known = custom or name in OPENED
+        if not known or len(callee.invars) != len(row):
+            # It calls its function in its own way, or not at all on whole arrays.
+            pieces = [piece for value in row for piece in value.parameters]
+            kernels = [piece for piece in pieces if len(notes.shapes[piece.of]) > 1]
+            if any(value.data for value in row):
+                why = IN_UNKNOWN.format(name)
+                notes.outside.update({p.of: why for p in kernels})
+            values = [derived(notes.fresh(), row) for _ in eqn.outvars]
+            return [
+                replace(v, parameters=tuple(p.some(len(o.aval.shape)) for p in kernels))
+                for v, o in zip(values, eqn.outvars)
+            ]
         by_hand = name == "shard_map"
         if by_hand:
             pairs = zip(row, eqn.invars, callee.invars)

@@ -29,8 +29,6 @@ _MIXES = frozenset(
         "ppermute",
     )
 )
-# What takes an array apart.
-_CUTS = frozenset(("split", "pad"))
 # Sums of layers' outputs, and the same in another precision or place.
 _KEEPS_OUTPUTS = frozenset(
     (
@@ -45,37 +43,58 @@ _KEEPS_OUTPUTS = frozenset(
 )
 
 
-def pieces(eqn: Any, row: Sequence[Value], i: int, attribute: str) -> tuple[Piece, ...]:
-    """Returns the pieces that a result of an equation is made of.
+def outputs(eqn: Any, row: Sequence[Value], i: int) -> tuple[Piece, ...]:
+    """Returns the layers' outputs that a result of an equation is the sum of.
 
     Args:
       eqn: an equation without inner functions.
       row: what is known of its operands.
       i: which result.
-      attribute: ``"parameters"`` or ``"outputs"``.
     """
     name = eqn.primitive.name
-    rule = _MOVES.get(name)
-    if rule is not None:
-        found = [_moved(rule, eqn, piece) for piece in getattr(row[0], attribute)]
-        return tuple(piece for piece in found if piece is not None)
-    if name in _CUTS:
-        rank = len(eqn.outvars[i].aval.shape)
-        return tuple(piece.some(rank) for piece in getattr(row[0], attribute))
+    if name in _MOVES:
+        found = [_moved(_MOVES[name], eqn, piece) for piece in row[0].outputs]
+        return tuple(piece for piece in found if not piece.broken)
     if name == "concatenate":
-        return _concatenated(eqn, row, attribute)
+        found = _concatenated(eqn, [value.outputs for value in row])
+        return tuple(piece for piece in found if not piece.broken)
     if name == "optimization_barrier":
-        return getattr(row[i], attribute)
-    if name in _MIXES or name == "stop_gradient":
+        return row[i].outputs
+    if name in ("mul", "div"):
+        return _scaled(eqn, row)
+    return _elementwise(eqn, row, i, "outputs") if name in _KEEPS_OUTPUTS else ()
+
+
+def parameters(eqn: Any, row: Sequence[Value], i: int) -> tuple[Piece, ...]:
+    """Returns the parameters that a result of an equation is made of.
+
+    What cannot be followed, and is not data, is some of the parameter: it may yet be
+    multiplied with data. Of one number nothing is remembered: that is a penalty.
+    """
+    name, aval = eqn.primitive.name, eqn.outvars[i].aval
+    rank, one = len(getattr(aval, "shape", ())), getattr(aval, "size", 1) <= 1
+    if name == "stop_gradient":
         return ()
-    if attribute == "outputs":
-        if name in ("mul", "div"):
-            return _scaled(eqn, row)
-        return _elementwise(eqn, row, i, attribute) if name in _KEEPS_OUTPUTS else ()
-    return _elementwise(eqn, row, i, attribute)
+    if name in _MOVES:
+        found = [_moved(_MOVES[name], eqn, piece) for piece in row[0].parameters]
+    elif name == "concatenate":
+        found = _concatenated(eqn, [value.parameters for value in row])
+    elif name == "optimization_barrier":
+        found = list(row[i].parameters)
+    elif name in _MIXES:
+        found = []
+    else:
+        found = list(_elementwise(eqn, row, i, "parameters"))
+    known = {piece.of for piece in found if not piece.broken}
+    if not any(value.data for value in row) and not one:
+        pieces = [piece for value in row for piece in value.parameters]
+        found += [piece.some(rank) for piece in pieces]
+    whole = [piece for piece in found if not piece.broken]
+    some = {p.of: p for p in found if p.broken and p.of not in known}
+    return (*whole, *(() if one else some.values()))
 
 
-def _moved(rule: Callable, eqn: Any, piece: Piece) -> Piece | None:
+def _moved(rule: Callable, eqn: Any, piece: Piece) -> Piece:
     """Returns a piece as a rule moves it: some of it where it cannot be followed."""
     found = None if piece.broken else rule(eqn, piece)
     return piece.some(len(eqn.outvars[0].aval.shape)) if found is None else found
@@ -133,7 +152,8 @@ def _stretched(piece: Piece, own: tuple[int, ...], shape: tuple[int, ...]) -> Pi
 def _lost(name: str, piece: Piece, others: Sequence[Value]) -> bool:
     """Whether a parameter becomes a part of activations: a bias, a scale."""
     activations = any(other.is_activation for other in others)
-    return activations and (name in ("add", "sub") or piece.repeats > 1)
+    sums = name in ("add", "sub")
+    return activations and (sums or piece.broken or piece.repeats > 1)
 
 
 def _transpose(eqn: Any, piece: Piece) -> Piece | None:
@@ -202,18 +222,18 @@ def _rev(eqn: Any, piece: Piece) -> Piece | None:
     return moved(piece, axes, list(range(len(axes))))
 
 
-def _concatenated(eqn: Any, row: Sequence[Value], attribute: str) -> tuple[Piece, ...]:
+def _concatenated(eqn: Any, rows: Sequence[tuple[Piece, ...]]) -> list[Piece]:
     axis, start = eqn.params["dimension"], 0
-    found = []
-    for var, value in zip(eqn.invars, row):
+    rank = len(eqn.outvars[0].aval.shape)
+    found: list[Piece] = []
+    for var, pieces in zip(eqn.invars, rows):
         stop = start + var.aval.shape[axis]
-        found += [
-            replace(piece, part=(axis, start, stop))
-            for piece in getattr(value, attribute)
-            if piece.part is None and not piece.broken
-        ]
+        for piece in pieces:
+            cut = piece.part is not None or piece.broken or piece.at
+            part = (axis, start, stop)
+            found.append(piece.some(rank) if cut else replace(piece, part=part))
         start = stop
-    return tuple(found)
+    return found
 
 
 _MOVES: dict[str, Callable[[Any, Piece], Piece | None]] = {

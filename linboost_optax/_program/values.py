@@ -21,7 +21,9 @@ class Piece:
       at: the index of each of those; None where it is a loop's.
       part: the axis and the stretch of the array that it fills; None for all of it.
       scaled: whether it was multiplied by one number.
-      broken: whether it is only some of the elements; what its axes are is not known.
+      broken: whether it is only some of the elements, or sums of them, along axes that
+        are not known.
+      spread: whether a broken one was repeated, as what meets samples is.
     """
 
     of: int
@@ -31,6 +33,7 @@ class Piece:
     part: tuple[int, int, int] | None = None
     scaled: bool = False
     broken: bool = False
+    spread: bool = False
 
     def moved(self, axes: Axes, axis: int | None = None) -> Piece:
         """Returns the piece in an array of other axes.
@@ -45,8 +48,8 @@ class Piece:
 
     def some(self, rank: int) -> Piece:
         """Returns some of the elements, in an array of this many axes."""
-        axes = ((),) * rank
-        return Piece(self.of, axes, self.stack, self.at, broken=True)
+        axes, spread = ((),) * rank, self.spread or self.repeats > 1
+        return Piece(self.of, axes, broken=True, spread=spread)
 
     @property
     def repeats(self) -> int:
