@@ -62,11 +62,10 @@ def taps(
       The taps, static and hashable.
 
     Raises:
-      ValueError: if ``statistic`` is unknown, no layer can be tapped, layers are
-        stacked along another axis than the first, or a statistic that does not add up
-        is asked for a layer that is used more than once.
-      TypeError: if ``model`` is no Linen module, ``statistic`` is no statistic, or a
-        kernel is not real and floating.
+      ValueError: if ``statistic`` is unknown, no layer can be tapped, or a statistic
+        that does not add up is asked for a layer that is used more than once.
+      TypeError: if ``model`` is no Linen module, ``statistic`` is no statistic, or the
+        model looks at numbers while it runs.
 
     Example:
       >>> import flax.linen as nn, jax.numpy as jnp
@@ -91,7 +90,9 @@ def taps(
         raise
     advice = functools.partial(discovery.advice, seen)
     name = f"`model` {type(model).__name__}"
-    return layers.taps_of(program, params, asked, exclude, name, advice)
+    found = layers.taps_of(program, params, asked, exclude, name, advice)
+    mistakes.check_inputs(found, args, kwargs)
+    return found
 
 
 _P = ParamSpec("_P")
@@ -153,9 +154,9 @@ def value_and_grad(
     Raises:
       TypeError: if ``taps`` is not a ``Taps``, ``loss_fn`` is not callable, or an
         argument is of ``jax.value_and_grad`` alone; when called, if the loss
-        differentiates the network in forward mode.
+        differentiates the network in forward mode, or looks at numbers while it runs.
       ValueError: when called, if the taps belong to another model, if a tapped layer
-        did not reach the loss, if its kernel is used outside of its call, or if a layer
+        did not reach the loss, if its kernel is used as another layer, or if a layer
         with raw inputs is used twice.
 
     Example:

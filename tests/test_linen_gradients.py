@@ -73,6 +73,12 @@ def test_parameters_that_are_neither():
         ValueError, match=r"'Dense_0', which the parameters lack.*'params' collection"
     ):
         linen.value_and_grad(loss_fn, taps)({"model": params}, X)
+    # The way out that it names.
+    joined = lbo.Taps.join({"model": taps})
+    function = linen.value_and_grad(lambda p, x: loss_fn(p["model"], x), joined)
+    _, grads, stats = function({"model": params}, X)
+    same_tree(grads["model"], jax.grad(loss_fn)(params, X))
+    close(stats["model/Dense_1"].outer[0], X.T @ X, {"rtol": 1e-5, "atol": 1e-5})
 
 
 def test_loss_with_a_cached_jit_inside():

@@ -464,7 +464,11 @@ def test_what_a_loss_calls_is_not_traced_again_at_every_call():
     assert counts[0] == counts[1] == counts[2]
 
 
-@pytest.mark.parametrize("look", [bool, float, np.asarray, lambda x: X[int(x)]])
+@pytest.mark.parametrize(
+    "look",
+    [bool, float, np.asarray, lambda x: X[int(x)], lambda x: X[x < X]],
+    ids=["bool", "float", "numpy", "index", "mask"],
+)
 def test_a_loss_that_looks_at_numbers(look):
     def loss(params, x):
         value = mean_square(params, x)

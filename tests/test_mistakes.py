@@ -30,6 +30,11 @@ class Switched(nn.Module):
         return nn.Dense(2)(x)
 
 
+def _promoting(function, *args):
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        return function(*args)
+
+
 @pytest.mark.parametrize(
     ("call", "match"),
     [
@@ -47,6 +52,10 @@ class Switched(nn.Module):
         ),
         (
             lambda: linen.taps(MODEL, (32, 8)),
+            r"got \(32, 8\), which reads like a sh",
+        ),
+        (  # Flax makes a vector of it, where promotion is not strict
+            lambda: _promoting(linen.taps, MODEL, (32, 8)),
             r"got \(32, 8\), which reads like a sh",
         ),
         (

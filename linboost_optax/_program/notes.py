@@ -141,16 +141,21 @@ class Notes:
         """
         kept = {piece.of for value in values for piece in value.parameters} | known
         data = any(value.data and not value.gradient for value in values)
-        for piece in (piece for value in row for piece in value.parameters):
-            if piece.of in kept or not data:
-                continue
-            # A whole kernel that data has changed (a mask) may end in a penalty, and
-            # what is made of one (a norm) may scale an output.
-            vector = len(self.shapes[piece.of]) < 2
-            spread = piece.spread or piece.repeats > 1
-            solved = name == "triangular_solve"
-            if vector or spread or solved or not (one or piece.broken):
-                self.elsewhere.setdefault(piece.of, name)
+        solved = name == "triangular_solve"
+        for i, value in enumerate(row):
+            others = [other for k, other in enumerate(row) if k != i]
+            active = any(other.is_activation for other in others)
+            for piece in value.parameters:
+                if piece.of in kept or not data:
+                    continue
+                # Parameters that data has changed (a mask, an anchor) may end in a
+                # penalty, and what is made of one (a norm) may scale an output.
+                vector = len(self.shapes[piece.of]) < 2
+                spread = piece.spread or piece.repeats > 1
+                penalty = one or vector or piece.broken
+                met = active and (vector or not piece.broken)
+                if spread or solved or met or not penalty:
+                    self.elsewhere.setdefault(piece.of, name)
 
     def state(self) -> tuple[Any, ...]:
         """Returns what ``rewind`` needs to forget all that comes after."""

@@ -104,13 +104,13 @@ FORWARD = (
     "`loss_fn` differentiates the network in forward mode (jax.jvp, jax.jacfwd, "
     "jax.hessian or jax.linearize), which taps do not support: directions are no "
     "inputs. Use jax.grad, jax.vjp or jax.jacrev inside the loss, or compute that "
-    "term from `linen.without_taps(params)`, whose layers then add nothing to the "
+    "term from `lbo.without_taps(params)`, whose layers then add nothing to the "
     "statistics."
 )
 
 _HIDDEN = (
     "layer '{layer}': {why}, which taps cannot enter. Wrap less than the model in it, "
-    "or take its parameters from `linen.without_taps(params)` and leave the layer out "
+    "or take its parameters from `lbo.without_taps(params)` and leave the layer out "
     "of the taps."
 )
 
@@ -118,6 +118,6 @@ _OUTSIDE = (
     "layer '{layer}': the loss multiplies its kernel with activations outside of the "
     "layer's own call ({why}), which the layer's statistic does not see. Leave the "
     "layer out, make optimizer and gradients with `taps.filter(exclude='{layer}')`; or "
-    "take the kernel of that product from `linen.without_taps(params)` if the metric "
+    "take the kernel of that product from `lbo.without_taps(params)` if the metric "
     "of its own call will do."
 )

@@ -142,6 +142,7 @@ _LOOKS = (
     jax.errors.ConcretizationTypeError,
     jax.errors.TracerArrayConversionError,
     jax.errors.TracerIntegerConversionError,
+    jax.errors.NonConcreteBooleanIndexError,
 )
 _NUMBERS = (
     "`{name}` looks at numbers while it runs (`if loss > 0`, `float(loss)`, "

@@ -31,10 +31,12 @@ def names(tree: Any) -> list[Path]:
 
 
 def _is_box(node: Any) -> bool:
-    """Whether a node is around a parameter: an NNX variable, a partitioned array."""
-    kind = type(node)
-    # Of the class: to ask an NNX variable for its `value` is deprecated.
-    fields = getattr(kind, "__dataclass_fields__", {})
-    return kind.__module__.startswith("flax.") and (
-        hasattr(kind, "value") or "value" in fields
-    )
+    """Whether a node is around a parameter: an NNX variable, a partitioned array.
+
+    Users derive variables of their own, and attention has a part of that name.
+    """
+    if not any(base.__module__.startswith("flax.") for base in type(node).__mro__):
+        return False
+    # To ask an NNX variable for its `value` is deprecated.
+    parts = jax.tree.leaves_with_path(node, is_leaf=lambda part: part is not node)
+    return [path for path, _ in parts] == [(jax.tree_util.GetAttrKey("value"),)]

@@ -5,6 +5,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
+import jax
+
+from linboost_optax._program.trace import is_array
+from linboost_optax._taps import Taps
 
 
 def check_model(model: object) -> None:
@@ -39,11 +43,7 @@ def explain(
             ) from error
     for arg in args:
         if _is_shape(arg):
-            raise TypeError(
-                f"`args` must be what the model is called with, got {arg!r}, which "
-                "reads like a shape. Pass an array, or for its shape and dtype alone "
-                f"`jax.ShapeDtypeStruct({tuple(arg)!r}, jnp.float32)`."
-            ) from error
+            raise TypeError(_SHAPE.format(arg=arg, shape=tuple(arg))) from error
     method = kwargs.get("method") or "__call__"
     function = getattr(type(model), method) if isinstance(method, str) else method
     own = {name: value for name, value in kwargs.items() if name != "method"}
@@ -56,6 +56,23 @@ def explain(
             f"{type(model).__name__}{signature}: {missing}. Call "
             "`linen.taps(model, x)` with a batch, or a jax.ShapeDtypeStruct like one."
         ) from error
+
+
+def check_inputs(taps: Taps, args: tuple, kwargs: Mapping[str, Any]) -> None:
+    """Raises if a shape was taken for the inputs: as a vector it is one, too."""
+    if any(map(is_array, jax.tree.leaves((args, dict(kwargs))))):
+        return
+    read = {layer.input_shape for layer in taps.layers}
+    for arg in args:
+        if _is_shape(arg) and (len(arg),) in read:
+            raise TypeError(_SHAPE.format(arg=arg, shape=tuple(arg)))
+
+
+_SHAPE = (
+    "`args` must be what the model is called with, got {arg!r}, which reads like a "
+    "shape. Pass an array, or for its shape and dtype alone "
+    "`jax.ShapeDtypeStruct({shape!r}, jnp.float32)`."
+)
 
 
 def _is_shape(arg: Any) -> bool:
