@@ -83,11 +83,6 @@ def size_of(axis: Axis) -> int:
     return math.prod(atom.size for atom in axis)
 
 
-def atoms_of(axes: Axes) -> list[Atom]:
-    """Returns the atoms that belong to axes of the array."""
-    return [atom for axis in axes for atom in axis if atom.axis is not None]
-
-
 def reverse(axis: Axis) -> Axis:
     """Returns an axis that is walked backwards."""
     return tuple(Atom(a.axis, a.stride, a.size, not a.flipped) for a in axis)

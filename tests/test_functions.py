@@ -7,6 +7,8 @@ import functools
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import equinox as eqx
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -254,6 +256,8 @@ def test_convolutions_that_are_mapped_over_their_kernels():
         (lambda p, x: (x @ p["w"] + p["b"]) * p["b"], None),
         (lambda p, x: jnp.stack([x @ p["w"] + p["b"], x @ p["v"] + p["b"]]), None),
         (lambda p, x: x @ p["w"] + p["b"][0], None),
+        (lambda p, x: x @ p["w"] + p["b"] * (x[:, :1] > 0), None),
+        (lambda p, x: (x @ p["w"])[:, :1] + p["b"], None),
         (
             lambda p, x: x @ p["w"] + jnp.sum(x[:, :, None] * p["w"], 1),
             "element by elem",
@@ -314,6 +318,25 @@ def test_a_kernel_that_meets_data_in_ways_that_are_not_read(other):
 
     taps = lbo.taps(plain, {"w": W, "v": W}, X)
     assert "w" in {p.path for p in taps.plain}
+
+
+def test_complex_data_and_vectors_in_a_loss():
+    def function(p, x):
+        return x @ p["w"] + (x @ p["v"])[:, None]
+
+    params = {"w": W, "v": W[:, 0]}
+    taps = lbo.taps(function, params, X)
+    with pytest.raises(ValueError, match="its inputs are complex"):
+        lbo.value_and_grad(
+            lambda p, x: jnp.sum(jnp.abs(function(p, x * (1 + 1j)))), taps
+        )(params, X)
+    with pytest.raises(ValueError, match="data meets it element by element"):
+        lbo.value_and_grad(
+            lambda p, x: (
+                jnp.sum(function(p, x) ** 2) + jnp.sum(jnp.sum(x * p["v"], 1) ** 2)
+            ),
+            taps,
+        )(params, X)
 
 
 @pytest.mark.parametrize(
@@ -646,6 +669,44 @@ def test_compiled_losses_are_traced_and_compiled_once():
     np.testing.assert_allclose(stats[""].sum[0], X.sum(0), rtol=1e-5)
 
 
+def test_shard_map():
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    spec = jax.sharding.PartitionSpec
+
+    def by_hand(p, x):
+        return jax.lax.pmean(jnp.mean((x @ p["w"] + p["b"]) ** 2), "data")
+
+    loss = jax.shard_map(
+        by_hand, mesh=mesh, in_specs=(spec(), spec("data")), out_specs=spec()
+    )
+    taps = lbo.taps(loss, PARAMS, X, statistic="gram")
+    value, grads, stats = jax.jit(lbo.value_and_grad(loss, taps))(PARAMS, X)
+    np.testing.assert_allclose(value, loss(PARAMS, X), rtol=1e-6)
+    np.testing.assert_allclose(grads["w"], jax.grad(loss)(PARAMS, X)["w"], rtol=1e-4)
+    check(stats[""], X)
+
+
+def test_masks_of_a_compiled_function_are_compiled_once():
+    traced = []
+
+    @jax.jit
+    def forward(p, x):
+        traced.append(1)
+        return x @ p["w"] + p["b"]
+
+    def loss(p, x, mask):
+        with lbo.only_rows(mask):
+            return jnp.mean(forward(p, x) ** 2)
+
+    taps = lbo.taps(forward, PARAMS, X, statistic="gram")
+    step = lbo.value_and_grad(loss, taps)
+    for rows in ([0, 1], [2, 3, 4], []):
+        mask = jnp.zeros(6, bool).at[jnp.array(rows, int)].set(True)
+        _, _, stats = step(PARAMS, X, mask)
+        check(stats[""], X[mask])
+    assert len(traced) <= 2  # for `taps`, and under a mask
+
+
 def test_threads():
     """Traces of several threads do not meet."""
     barrier = threading.Barrier(4)
@@ -671,6 +732,13 @@ def test_mistakes():
 
     with pytest.raises(TypeError, match="`function` must be callable, got dict"):
         lbo.taps(PARAMS, X)
+    with pytest.raises(TypeError, match=r"got the Flax module Dense. Use `linen.taps"):
+        lbo.taps(nn.Dense(3), X)
+    linear = eqx.nn.Linear(3, 2, key=jax.random.key(0))
+    with pytest.raises(TypeError, match="got the Equinox module Linear"):
+        lbo.taps(linear, X)
+    with pytest.raises(TypeError, match=r"must be a number or a schedule.*lnb\(0.3"):
+        lbo.lnb(lbo.taps(function, PARAMS, X), 0.3)
     with pytest.raises(TypeError, match=r"tree of arrays, got str at \['name'\]"):
         lbo.taps(function, {**PARAMS, "name": "dense"}, X)
     with pytest.raises(ValueError, match="no layer that can be tapped"):

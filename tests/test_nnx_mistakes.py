@@ -275,3 +275,30 @@ def test_registered_module():
 def test_wrong_description(describe, names, match):
     with pytest.raises((TypeError, ValueError), match=match):
         declared(describe, **names)
+
+
+def test_a_class_that_is_registered_again():
+    class Sum(nnx.Module):
+        def __init__(self):
+            self.w = nnx.Param(jnp.ones((3, 2)))
+
+        def __call__(self, inputs):
+            return jnp.sum(inputs[..., None] * self.w[...][None], axis=-2)
+
+    def describe(module, x):
+        return lbo.extend.Dense((), (3,), (2,))
+
+    x = jnp.ones((4, 3))
+    lbo.nnx.register(Sum, describe, kernel="ww")
+    with pytest.raises(ValueError, match="must have a parameter `ww`"):
+        lbo.nnx.taps(Sum(), x)
+    lbo.nnx.register(Sum, describe, kernel="w")
+    taps = lbo.nnx.taps(Sum(), x)
+    assert [layer.kernel for layer in taps.layers] == ["w"]
+    assert Sum()(inputs=x).shape == (4, 2)  # called by the user's own name
+
+    class Silent(nnx.Module):
+        pass
+
+    with pytest.raises(TypeError, match="must have a `__call__`"):
+        lbo.nnx.register(Silent, describe)

@@ -74,15 +74,36 @@ def taps(
     References:
       Munoz (2025), arXiv:2502.01131.
     """
-    if not callable(function):
-        raise TypeError(
-            f"`function` must be callable, got {type(function).__name__}. Pass the "
-            "model as a function of its parameters: `lbo.taps(model, params, x)`."
-        )
+    check_function(function)
     check_params(params)
     asked = _statistics.resolve(statistic)
     program = trace(function, params, args, kwargs)
     return layers.taps_of(program, params, asked, exclude, "`function`")
+
+
+def check_function(function: Any) -> None:
+    """Raises unless this is a function of parameters, and no framework's module."""
+    modules = {base.__module__.split(".")[0] for base in type(function).__mro__}
+    name = type(function).__name__
+    if "equinox" in modules:
+        raise TypeError(
+            f"`function` must take the parameters first, got the Equinox module {name} "
+            "that holds them. Split it: `params, static = eqx.partition(model, "
+            "eqx.is_inexact_array)`, and pass `lambda params, x: eqx.combine(params, "
+            "static)(x)`."
+        )
+    if "flax" in modules:
+        raise TypeError(
+            f"`function` must take the parameters first, got the Flax module {name}. "
+            "Use `linen.taps(model, x)` or `lbo.nnx.taps(model, x)`; or pass a "
+            "function, as Linen's `model.apply` is."
+        )
+    if not callable(function):
+        raise TypeError(
+            f"`function` must be callable, got {name}. Pass the model as a function of "
+            "its parameters: `lbo.taps(model, params, x)`; of Haiku's `hk.transform`, "
+            "its `.apply`."
+        )
 
 
 def check_params(params: Any) -> None:
@@ -170,6 +191,7 @@ def value_and_grad(
 
     @functools.wraps(loss_fn)
     def wrapped(params, *args, **kwargs):
+        check_params(params)
         return differentiate(
             loss_fn, taps, has_aux, allow_unconnected, params, args, kwargs
         )

@@ -49,5 +49,9 @@ class Tied(Embed):
     def design_key(self) -> "Tied":
         return self  # inputs of one use do not tell those of the other
 
+    def flops(self, shape: tuple[int, ...]) -> float:
+        """Returns those of both uses, of as many samples."""
+        return self.lookup.flops(shape) + self.attend.flops((*shape, self.size))
+
     def statistic(self, asked: Rule) -> Statistic:
         return Uses.of(self, asked)

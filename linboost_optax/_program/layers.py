@@ -70,7 +70,7 @@ def taps_of(
     }
     reasons.update(program.left)
     for i in uses:
-        if len(program.shapes[i]) > 1 and i in program.elsewhere:
+        if i in program.elsewhere:
             reasons.setdefault(i, _ELSEWHERE.format(program.elsewhere[i]))
     for i, own in uses.items():
         why = _hindrance(own, leaves[i].dtype)

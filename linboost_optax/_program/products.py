@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -217,7 +218,8 @@ def forget_norms(notes: Notes, value: Value, row: Sequence[Value]) -> None:
     norms = [other.uses for other in row if not other.gradient]
     for number in union(norms) or ():
         use = notes.uses[number]
-        if use.parameter in kernels:
+        one = math.prod(use.kind.sample_axes(use.shape)) == 1  # a power iteration's
+        if use.parameter in kernels and one:
             use.ignored = True
 
 

@@ -148,7 +148,13 @@ class Reader:
         scope.inner[i] = [within]
         if custom and at.hindrance == IN_CUSTOM:
             results = products.lift(notes, scope, i, eqn, row, within, results)
-        return [value.without_pieces() for value in results] if by_hand else results
+        if not by_hand:
+            return results
+        ranks = [len(var.aval.shape) for var in eqn.outvars]
+        return [
+            replace(v, parameters=tuple(p.some(n) for p in v.parameters), outputs=())
+            for v, n in zip(results, ranks)
+        ]
 
 
 def _whole_only(value: Value, outside: Any, inside: Any) -> Value:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 
+import jax.numpy as jnp
+
 from linboost_optax._layer import Layer
 from linboost_optax._program.notes import IN_WHILE
 from linboost_optax._program.tied import fits
@@ -39,6 +41,9 @@ def check(
 def _check_use(layer: Layer, use: Use, program: Program) -> None:
     if use.hindrance is not None and use.hindrance != IN_WHILE:
         raise ValueError(_HIDDEN.format(layer=layer, why=use.hindrance))
+    if jnp.issubdtype(use.dtype, jnp.complexfloating):
+        why = "its inputs are complex, and only real ones have a real metric"
+        raise ValueError(_OUTSIDE.format(layer=layer, why=why))
     biased = use.bias is not None
     if layer.biased and not biased:
         if use.forward:
@@ -59,7 +64,7 @@ def _check_elsewhere(
     """Raises if data meets a kernel or bias in another way than in its layer."""
     for use in uses:
         layer, bias, own = layers[use.parameter], use.bias, use.parameter
-        if own in program.elsewhere and len(program.shapes[own]) > 1:
+        if own in program.elsewhere:
             why = f"data meets it element by element, by `{program.elsewhere[own]}`"
             raise ValueError(_OUTSIDE.format(layer=layer, why=why))
         if layer.biased and bias is not None and bias.parameter in program.elsewhere:

@@ -131,6 +131,9 @@ def _elementwise(
             others = [other for k, other in enumerate(row) if k != j]
             if attribute == "parameters" and _lost(eqn.primitive.name, piece, others):
                 continue
+            changed = any(other.data and not other.gradient for other in others)
+            if attribute == "parameters" and changed and piece.repeats > 1:
+                piece = replace(piece, scaled=True)
             if piece not in found:
                 found.append(piece)
     return tuple(found)

@@ -108,14 +108,34 @@ class Runner:
         else:
             called = _constrained(eqn, called)
             if self.eager:
-                call = _Call(closed, self._signature(inner[0]), called)
-                return list(_compiled(call, row, own))
+                return self._compiled(closed, inner[0], called, row, own)
         return list(called(row, own))
 
-    def _signature(self, scope: Scope) -> Hashable:
+    def _compiled(
+        self, closed: ClosedJaxpr, scope: Scope, called: Callable, row: list, own: dict
+    ) -> list:
+        """Calls a compiled function with taps: compiled once for all its calls."""
+        slots = [f"{_MASK}{self.slot(use)}" for use in scope.all()]
+        # Masks have other numbers at every call: here they are told by their order.
+        masks = [key for key in dict.fromkeys(slots) if key in own]
+
+        def by_order(row: list, values: dict, arrays: list) -> list:
+            return called(row, {**values, **dict(zip(masks, arrays))})
+
+        signature = (self._signature(scope, masks), len(masks))
+        compiled = _kept(_Call(closed, signature, by_order))
+        values = {key: x for key, x in own.items() if not key.startswith(_MASK)}
+        return list(compiled(row, values, [own[key] for key in masks]))
+
+    def _signature(self, scope: Scope, masks: list[str]) -> Hashable:
         """Returns what tells apart two runs with taps of one traced function."""
+
+        def mask(use: Use) -> Hashable:
+            key = f"{_MASK}{self.slot(use)}"
+            return masks.index(key) if key in masks else self.slot(use)
+
         return tuple(
-            (self.tapped(use), use.access, use.output, use.part, self.slot(use))
+            (self.tapped(use), use.access, use.output, use.part, use.at, mask(use))
             for use in scope.all()
         )
 
@@ -172,7 +192,7 @@ class Runner:
             mesh=params["mesh"],
             in_specs=(specs, *params["in_specs"]),
             out_specs=tuple(params["out_specs"]),
-            axis_names=set(params["manual_axes"]),
+            axis_names=set(_manual_axes(params)),
             check_vma=params["check_vma"],
         )
         return list(mapped(own, *row))
@@ -301,12 +321,18 @@ class _Call:
 
     closed: ClosedJaxpr
     signature: Hashable
-    called: Callable[[list, dict], list] = field(compare=False)
+    called: Callable[..., list] = field(compare=False)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _compiled(call: _Call, row: list, own: dict) -> list:
-    return call.called(row, own)
+# Few: a loss that makes its functions anew is not to be kept for ever.
+@functools.lru_cache(maxsize=32)
+def _kept(call: _Call) -> Callable[..., list]:
+    return jax.jit(call.called)
+
+
+def _manual_axes(params: dict[str, Any]) -> Any:
+    """Returns the axes that ``shard_map`` has by hand, whatever JAX calls them."""
+    return params.get("manual_axes", params.get("newly_manual_axes", ()))
 
 
 def _constrained(eqn: Any, called: Callable[..., list]) -> Callable[..., list]:

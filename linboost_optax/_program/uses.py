@@ -134,7 +134,7 @@ def match_bias(y: Piece, b: Piece, use: Use, shape: tuple[int, ...]) -> Bias | N
     """
     if y.broken or b.broken or y.part != b.part or (y.scaled and not use.narrow):
         return None
-    if len(y.axes) != len(b.axes) or b.at != use.at:
+    if len(y.axes) != len(b.axes) or b.at != use.at or y.stack or b.scaled:
         return None
     order: list[tuple[int, int, tuple[Atom, ...]]] = []
     for of_y, of_b in zip(y.axes, b.axes):

@@ -20,7 +20,8 @@ class Piece:
         first.
       at: the index of each of those; None where it is a loop's.
       part: the axis and the stretch of the array that it fills; None for all of it.
-      scaled: whether it was multiplied by one number.
+      scaled: whether it is not what it was: an output times a number, a parameter that
+        data has changed sample by sample.
       broken: whether it is only some of the elements, or sums of them, along axes that
         are not known.
       spread: whether a broken one was repeated, as what meets samples is.

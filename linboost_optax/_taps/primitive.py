@@ -28,18 +28,6 @@ class Tap:
     layer: Layer
 
 
-@jax.tree_util.register_static
-@dataclass(frozen=True)
-class Mark:
-    """Stands for a layer's tap where the tap itself need not be carried: no arrays.
-
-    Attributes:
-      layer: the layer's static facts.
-    """
-
-    layer: Layer
-
-
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _emit(
     layer: Layer, sees_output: bool, y: jax.Array, x: jax.Array, t: Any, rows: Any

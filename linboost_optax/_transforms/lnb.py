@@ -222,6 +222,11 @@ def lnb(
     References:
       Munoz (2025), arXiv:2502.01131.
     """
+    if isinstance(learning_rate, Taps):
+        raise TypeError(
+            "`learning_rate` must be a number or a schedule, got Taps. It comes first: "
+            "`lnb(0.3, taps)`."
+        )
     if not callable(learning_rate) and not _checks.is_array(learning_rate):
         _checks.at_least("learning_rate", float(learning_rate), 0)
     if not _checks.is_array(weight_decay):

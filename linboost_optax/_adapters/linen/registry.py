@@ -49,8 +49,10 @@ def register(
 ) -> None:
     """Teaches the adapter that a module class is a linear layer.
 
-    The class's ``__call__`` must be the linear map of its first argument: its output is
-    linear in the parameters ``kernel`` and ``bias``.
+    Only needed where that cannot be read off what the class computes (a product by
+    other means than those of ``lbo.taps``), or to leave a layer alone. The class's
+    ``__call__`` must be the linear map of its first argument: its output is linear in
+    the parameters ``kernel`` and ``bias``.
 
     Args:
       module: the class; subclasses are covered as far as they use its ``__call__``.
@@ -71,7 +73,8 @@ def register(
       ...     @nn.compact
       ...     def __call__(self, x):
       ...         shape = (x.shape[-1], self.size)
-      ...         return x @ self.param("w", nn.initializers.lecun_normal(), shape)
+      ...         w = self.param("w", nn.initializers.lecun_normal(), shape)
+      ...         return jnp.sum(x[..., None] * w, axis=-2)
       >>> def describe(module, x):
       ...     return extend.Dense((), (x.shape[-1],), (module.size,))
       >>> linen.register(Linear, describe, kernel="w")

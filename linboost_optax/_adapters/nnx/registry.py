@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -69,19 +70,34 @@ def register(
             f"`describe` must map (module, input) to a Kind, got {describe!r}. Pass a "
             "function."
         )
-    call = module.__call__
+    call = module.__call__  # of the metaclass, where the class has none
+    first = list(inspect.signature(call).parameters)[1:2]
+    own = any("__call__" in vars(base) for base in module.__mro__)
+    if not (own and first):
+        raise TypeError(
+            f"`module` must have a `__call__` that takes its input first, got "
+            f"{module.__name__}. Register a class whose call is the linear map."
+        )
+    # Registered again, a class has the last description.
+    call = getattr(call, _PLAIN, call)
 
     @functools.wraps(call)
-    def declaring(self, x, *args, **kwargs):
-        y = call(self, x, *args, **kwargs)
+    def declaring(self, *args, **kwargs):
+        y = call(self, *args, **kwargs)
         if not is_tracing():
             return y
+        x = args[0] if args else kwargs[first[0]]
         kind = describe(self, x)
         weights = _array(self, kernel), _array(self, bias)
         _check(self, kind, kernel, weights[0])
         return declare(kind, y, x, *weights)
 
+    setattr(declaring, _PLAIN, call)
     module.__call__ = declaring
+
+
+# Where a wrapped call has the call that it wraps.
+_PLAIN = "_linboost_plain"
 
 
 def _array(module: nnx.Module, name: str) -> Any:
