@@ -707,6 +707,38 @@ def test_masks_of_a_compiled_function_are_compiled_once():
     assert len(traced) <= 2  # for `taps`, and under a mask
 
 
+def test_one_compiled_function_with_one_array_twice_and_with_two():
+    @jax.jit
+    def f(p, a, b):
+        return jnp.mean((a @ p["w"]) ** 2) + jnp.mean((b @ p["w"]) ** 2)
+
+    taps = lbo.taps(f, {"w": W}, X, 2 * X, statistic="gram")
+    step = lbo.value_and_grad(f, taps)
+    other = 3 * X
+    for args in ((X, X), (X, other), (X, X)):
+        _, _, stats = step({"w": W}, *args)
+        check(stats[""], *(args if args[1] is other else args[:1]))
+
+
+def test_masks_inside_a_mapped_function():
+    x = normal(3, 4, 4, 3)
+    mask = jnp.array([True, False, True, True])
+
+    def loss(p, x, mask, axes):
+        def one(x, mask):
+            with lbo.only_rows(mask):
+                return x @ p["w"] + p["b"]
+
+        return jnp.mean(jax.vmap(one, axes)(x, mask) ** 2)
+
+    taps = lbo.taps(lambda p, x: x @ p["w"] + p["b"], PARAMS, X, statistic="gram")
+    both = jnp.stack([mask, ~mask, mask, mask])
+    _, _, stats = lbo.value_and_grad(loss, taps)(PARAMS, x, both, (0, 0))
+    check(stats[""], x[both])
+    with pytest.raises(ValueError, match="which of the axes it is of cannot be told"):
+        lbo.value_and_grad(loss, taps)(PARAMS, x, mask, (0, None))
+
+
 def test_threads():
     """Traces of several threads do not meet."""
     barrier = threading.Barrier(4)

@@ -30,6 +30,7 @@ class Context:
       forward: whether they may be of a derivative in forward mode.
       hindrance: why a kernel cannot be tapped here, or None.
       rows: number of the context of masks that is in force, or None.
+      rows_mapped: whether that context is inside of ``jax.vmap``.
     """
 
     times: int = 1
@@ -37,6 +38,7 @@ class Context:
     forward: bool = False
     hindrance: str | None = None
     rows: int | None = None
+    rows_mapped: bool = False
 
     def at(self, stack: str) -> Context:
         """Returns the context of an equation with this name stack."""
@@ -48,6 +50,7 @@ class Context:
             backward=self.backward or "transpose(jvp(" in stack,
             forward=self.forward or "jvp(" in stack,
             rows=self.rows if rows is None else rows,
+            rows_mapped=self.rows_mapped or marks.rows_mapped(stack),
         )
 
     def hindered(self, why: str) -> Context:

@@ -139,6 +139,7 @@ def _use(
         hindrance=at.hindrance,
         forward=at.forward,
         rows=at.rows,
+        rows_mapped=at.rows_mapped,
     )
 
 

@@ -134,8 +134,18 @@ class Runner:
             key = f"{_MASK}{self.slot(use)}"
             return masks.index(key) if key in masks else self.slot(use)
 
+        # Inputs that are one array are measured once.
+        numbers: dict[Hashable, int] = {}
         return tuple(
-            (self.tapped(use), use.access, use.output, use.part, use.at, mask(use))
+            (
+                self.tapped(use),
+                use.access,
+                use.output,
+                use.part,
+                use.at,
+                numbers.setdefault(use.number, len(numbers)),
+                mask(use),
+            )
             for use in scope.all()
         )
 
@@ -252,9 +262,21 @@ class _Tapping:
             return None
         if f"{_MASK}{slot}" not in self.values:
             raise ValueError(_LOST.format(layer=layer))
-        return self.values[f"{_MASK}{slot}"]
+        mask = self.values[f"{_MASK}{slot}"]
+        samples = layer.kind.sample_axes(use.shape)
+        if use.rows_mapped and mask.ndim != len(samples):
+            raise ValueError(
+                _MAPPED.format(layer=layer, mask=mask.shape, samples=samples)
+            )
+        return mask
 
 
+_MAPPED = (
+    "layer '{layer}' is called inside `only_rows` inside of jax.vmap, with samples of "
+    "shape {samples} and a `mask` of shape {mask}: which of the axes it is of cannot "
+    "be told. Map the mask, too, and give it all axes of the samples; or enter the "
+    "context outside of the mapped function."
+)
 _LOST = (
     "layer '{layer}' is called inside `only_rows`, whose mask JAX has dropped: it was "
     "made inside a function that is rematerialised and differentiated in the loss. "

@@ -49,6 +49,7 @@ class Use:
       hindrance: why it cannot be tapped, or None.
       forward: whether it may be of a derivative in forward mode.
       rows: number of the context of masks that is in force, or None.
+      rows_mapped: whether that context is inside of ``jax.vmap``.
       bias: what is added to its result, or None.
       narrow: whether it is a product of 8 bits, which is scaled back afterwards.
       declared: whether the user says so, who then knows all uses of the kernel.
@@ -71,6 +72,7 @@ class Use:
     hindrance: str | None = None
     forward: bool = False
     rows: int | None = None
+    rows_mapped: bool = False
     bias: Bias | None = None
     narrow: bool = False
     declared: bool = False

@@ -239,12 +239,6 @@ class Use(Statistic):
     def reads_cotangent(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.own.reads_cotangent
 
-    def flops(self, layer: Layer) -> float:
-        lookup, attend = self.parts(layer)
-        tied: Any = layer.kind
-        attend = replace(attend, input_shape=(*layer.input_shape, tied.size))
-        return lookup.statistic.flops(lookup) + attend.statistic.flops(attend)
-
     def shapes(self, layer: Layer) -> UseSums:
         return self.uses.shapes(replace(layer, kind=self.tied, statistic=self.uses))
 

@@ -58,3 +58,9 @@ def rows_context(stack: str) -> int | None:
     """Returns the number of the innermost context of masks in a name stack, or None."""
     found = re.findall(rf"{_ROWS}_(\d+)_", stack)
     return int(found[-1]) if found else None
+
+
+def rows_mapped(stack: str) -> bool:
+    """Whether a name stack has the context of a mask inside of ``jax.vmap``."""
+    before, found, _ = stack.partition(f"{_ROWS}_")
+    return bool(found) and "vmap(" in before
