@@ -189,11 +189,12 @@ def _gather(eqn: Any, which: int, axes: Axes) -> Contraction | str:
         return "it is an index"
     token = _token(shape, eqn.params["slice_sizes"])
     picked = tuple(numbers.start_index_map)
-    clipped = eqn.params["mode"] == jax.lax.GatherScatterMode.CLIP
+    mode, modes = eqn.params["mode"], jax.lax.GatherScatterMode
+    inside = mode in (modes.CLIP, modes.PROMISE_IN_BOUNDS)
     if (
         token is None
         or token not in picked
-        or (len(picked) > 1 and not clipped)  # else a whole axis may be out of bounds
+        or (len(picked) > 1 and not inside)  # else a whole axis may be out of bounds
         or getattr(numbers, "operand_batching_dims", ())
     ):
         return _NO_ROWS
@@ -207,7 +208,9 @@ def _gather(eqn: Any, which: int, axes: Axes) -> Contraction | str:
     return Contraction(
         kind=Embed(shape[token], shape[1 - token]),
         kernel=_atoms(axes, (token, 1 - token)),
-        input=Access(1, None, rows=(shape[token], clipped, picked.index(token))),
+        input=Access(
+            1, None, rows=(shape[token], mode == modes.CLIP, picked.index(token))
+        ),
         output=(*(i for i in range(rank) if i != place), place),
         outputs=_outputs(eqn, {place: 0}, rank),
         part_axis={},
