@@ -202,6 +202,7 @@ def _gather(eqn: Any, which: int, axes: Axes) -> Contraction | str:
         return "it is repeated, once an example"
     rank = len(eqn.outvars[0].aval.shape)
     left = [i for i in range(2) if i not in numbers.collapsed_slice_dims]
+    rows = (shape[token], mode == modes.CLIP, picked.index(token))
     # Where each axis of a row is in the result; that of its number has size one.
     places = dict(zip(left, numbers.offset_dims, strict=True))
     place = places[1 - token]
