@@ -209,9 +209,7 @@ def _gather(eqn: Any, which: int, axes: Axes) -> Contraction | str:
     return Contraction(
         kind=Embed(shape[token], shape[1 - token]),
         kernel=_atoms(axes, (token, 1 - token)),
-        input=Access(
-            1, None, rows=(shape[token], mode == modes.CLIP, picked.index(token))
-        ),
+        input=Access(1, None, rows=rows),
         output=(*(i for i in range(rank) if i != place), place),
         outputs=_outputs(eqn, {place: 0}, rank),
         part_axis={},
