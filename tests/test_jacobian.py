@@ -416,7 +416,6 @@ PRODUCTS = {
         (W,),
         (4, 3),
     ),
-    "rolled": (lambda p, x: x @ jnp.roll(p[0], 1, axis=1), (W,), (4, 3)),
     "scan of scan": (
         lambda p, x: jax.lax.scan(
             lambda c, outer: jax.lax.scan(
@@ -552,6 +551,7 @@ NO_LAYER = {
         (4, 3),
     ),
     "constant": (lambda p, x: x @ jax.lax.stop_gradient(p[0]), (W,), (4, 3)),
+    "rolled": (lambda p, x: x @ jnp.roll(p[0], 1, axis=1), (W,), (4, 3)),
 }
 
 

@@ -356,7 +356,7 @@ def test_a_linear_layer_with_an_adapter_of_low_rank(wrt):
     a = pure(problem.params)["lora"]["lora_a"]
     expected = {"lora/lora_a": (x, False), "lora/lora_b": (x @ a, False)}
     if wrt is nnx.Param:
-        expected["."] = (x, True)
+        expected["kernel"] = (x, True)  # the root has a layer below it
     check_inputs(problem, expected)
 
 
