@@ -40,7 +40,7 @@ def taps(
 ) -> Taps:
     """Finds the linear layers of a model and decides what their taps emit.
 
-    Traces ``model.init`` with abstract values: shapes only, nothing is computed.
+    Traces the model's call with abstract values: shapes only, nothing is computed.
     Print the result for a table of layers; parameters that keep their plain gradient
     are listed with the reason.
 
@@ -55,8 +55,8 @@ def taps(
         counted whatever is asked. Default ``"auto"``.
       exclude: names of layers to leave alone, or of what they are below, as printed in
         the table; ``*`` and ``?`` stand for any characters. Default none.
-      **kwargs: keyword arguments of the model's call; ``method`` and ``rngs`` go to
-        ``model.init``.
+      **kwargs: keyword arguments of the model's call; ``method`` and ``rngs`` as for
+        ``model.init`` and ``model.apply``.
 
     Returns:
       The taps, static and hashable.
@@ -137,9 +137,8 @@ def value_and_grad(
     Args:
       loss_fn: ``loss_fn(params, *args, **kwargs)`` returning a scalar, or
         ``(scalar, aux)`` with ``has_aux``. ``params`` is the ``params`` collection or
-        the variables that hold it, as the loss likes. The loss is traced once more
-        beforehand, to see which kernels reach which calls: cast, masked or averaged
-        ones count as what they are made of.
+        the variables that hold it, as the loss likes; cast, masked or averaged ones
+        count as what they are made of.
       taps: from ``linen.taps`` of the same model.
       has_aux: whether ``loss_fn`` returns auxiliary data; default False.
       allow_unconnected: whether the loss may leave tapped layers out; their
