@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 
 from linboost_optax import _statistics
-from linboost_optax._adapters.functions import without_taps
+from linboost_optax._adapters.functions import check_call, without_taps
 from linboost_optax._adapters.linen import discovery, mistakes
 from linboost_optax._adapters.linen.observer import Observer
 from linboost_optax._adapters.linen.registry import register
@@ -18,7 +18,7 @@ from linboost_optax._adapters.linen.train_state import TrainState
 from linboost_optax._program import layers
 from linboost_optax._program.differentiate import differentiate
 from linboost_optax._statistics import Rule
-from linboost_optax._taps import Taps, check_taps
+from linboost_optax._taps import Taps
 from linboost_optax.ills._model.linen import network
 
 __all__ = [
@@ -172,19 +172,7 @@ def value_and_grad(
     References:
       Munoz (2025), arXiv:2502.01131.
     """
-    check_taps(taps)
-    if not callable(loss_fn):
-        raise TypeError(
-            f"`loss_fn` must be callable, got {type(loss_fn).__name__}. Pass the "
-            "function, and call the result: `value_and_grad(loss_fn, taps)(params, x)`."
-        )
-    if unknown:
-        name = next(iter(unknown))
-        raise TypeError(
-            f"`{name}` is no argument of `linen.value_and_grad`, which differentiates "
-            "with respect to the first argument of `loss_fn` and to nothing else. Put "
-            "the parameters first; `functools.partial` or a lambda reorders the rest."
-        )
+    check_call("`linen.value_and_grad`", loss_fn, taps, unknown)
 
     @functools.wraps(loss_fn)
     def wrapped(params, *args, **kwargs):

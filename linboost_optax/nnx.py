@@ -11,6 +11,7 @@ from flax import nnx
 
 from linboost_optax import _statistics
 from linboost_optax._adapters.functions import check_call, without_taps
+from linboost_optax._adapters.mistakes import explain
 from linboost_optax._adapters.nnx import advice, mistakes, nodes
 from linboost_optax._adapters.nnx.registry import register
 from linboost_optax._program import layers
@@ -83,17 +84,14 @@ def taps(
         def function(params: Any, rest: Any, args: tuple, kwargs: dict) -> Any:
             return split.call(call, params, rest, args, kwargs)[0]
 
-        states = mistakes.count_arrays(split.rest)
         data = (split.rest, split.args, split.kwargs)
         try:
-            program = trace(
-                function, split.params, data, {}, is_data=lambda i: i >= states
-            )
+            program = trace(function, split.params, data, {}, states=split.states)
         except Exception as error:
-            mistakes.explain(model, call, args, kwargs, error)
+            explain("nnx.taps", model, call, args, kwargs, error)
             raise
     name = f"`model` {type(model).__name__}"
-    told = functools.partial(advice.advice, model)
+    told = advice.advice(model)
     return layers.taps_of(program, split.params, asked, exclude, name, told)
 
 
@@ -184,7 +182,7 @@ def value_and_grad(
       Munoz (2025), arXiv:2502.01131.
     """
     mistakes.check_options(unknown)
-    check_call(loss_fn, taps, unknown)
+    check_call("this `value_and_grad`", loss_fn, taps, unknown)
 
     @functools.wraps(loss_fn)
     def wrapped(*args, **kwargs):
@@ -208,7 +206,6 @@ def value_and_grad(
                 mistakes.check_pair(out)
                 return out[0], (out[1], after)
 
-            states = mistakes.count_arrays(split.rest)
             (loss, (aux, after)), grads, stats = differentiate(
                 of_states,
                 taps,
@@ -217,7 +214,7 @@ def value_and_grad(
                 split.params,
                 (split.rest, split.args, split.kwargs),
                 {},
-                is_data=lambda i: i >= states,
+                states=split.states,
             )
             aux = nodes.restore(aux, after)
         return ((loss, aux) if has_aux else loss), grads, stats

@@ -782,6 +782,8 @@ def test_mistakes():
         lbo.value_and_grad(function, taps, argnums=1)
     with pytest.raises(ValueError, match="which the parameters lack"):
         lbo.value_and_grad(function, taps)({"b": B}, X)
+    with pytest.raises(ValueError, match="which the parameters lack"):
+        lbo.value_and_grad(lambda p, x: jnp.sum(x @ p["w"]), taps)({"w": W}, X)
 
 
 def test_arrangements_of_axes():

@@ -187,7 +187,7 @@ def value_and_grad(
     References:
       Munoz (2025), arXiv:2502.01131.
     """
-    check_call(loss_fn, taps, unknown)
+    check_call("`lbo.value_and_grad`", loss_fn, taps, unknown)
 
     @functools.wraps(loss_fn)
     def wrapped(params, *args, **kwargs):
@@ -199,8 +199,15 @@ def value_and_grad(
     return wrapped
 
 
-def check_call(loss_fn: Any, taps: Any, unknown: dict[str, Any]) -> None:
-    """Raises unless a loss can be differentiated with these taps and arguments."""
+def check_call(called: str, loss_fn: Any, taps: Any, unknown: dict[str, Any]) -> None:
+    """Raises unless a loss can be differentiated with these taps and arguments.
+
+    Args:
+      called: the function that was called, for errors.
+      loss_fn: the loss.
+      taps: the taps.
+      unknown: arguments that the function lacks.
+    """
     check_taps(taps)
     if not callable(loss_fn):
         raise TypeError(
@@ -210,7 +217,7 @@ def check_call(loss_fn: Any, taps: Any, unknown: dict[str, Any]) -> None:
     if unknown:
         name = next(iter(unknown))
         raise TypeError(
-            f"`{name}` is no argument of this `value_and_grad`, which differentiates "
+            f"`{name}` is no argument of {called}, which differentiates "
             "with respect to the first argument of `loss_fn` and to nothing else. Put "
             "the parameters first; `functools.partial` or a lambda reorders the rest."
         )

@@ -9,14 +9,12 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-from linboost_optax._layer import Layer
 from linboost_optax._program import refusals
 from linboost_optax._program.runner import Runner
+from linboost_optax._program.tapping import Tapped
 from linboost_optax._program.trace import trace
-from linboost_optax._program.uses import Use
 from linboost_optax._sharding import here
 from linboost_optax._taps import places, rows
-from linboost_optax._taps.places import kernels
 from linboost_optax._taps.table import Taps
 
 
@@ -28,22 +26,20 @@ def differentiate(
     params: Any,
     args: tuple,
     kwargs: Mapping[str, Any],
-    is_data: Callable[[int], bool] = lambda _: True,
+    states: int = 0,
 ) -> tuple[Any, Any, dict[str, Any]]:
-    """Returns ``(value, grads, stats)`` of ``loss_fn(params, *args, **kwargs)``."""
+    """Returns ``(value, grads, stats)`` of ``loss_fn(params, *args, **kwargs)``.
+
+    The first ``states`` arrays among the arguments are no data; see ``trace``.
+    """
     if rows.active():
         raise ValueError(rows.OUTSIDE)
-    layers = {where: layer for layer, where in kernels(taps, params)}
-    program = trace(
-        loss_fn, params, args, kwargs, known=_followed(taps, params), is_data=is_data
-    )
+    found = places.find(taps, params)
+    layers = {own[layer.kernel]: layer for layer, own in found}
+    followed = frozenset(where for _, own in found for where in own.values())
+    program = trace(loss_fn, params, args, kwargs, known=followed, states=states)
     refusals.check(program, layers, taps, allow_unconnected)
-
-    def slots(use: Use, layer: Layer) -> int | None:
-        masks = None if use.rows is None else program.masks[use.rows]
-        return None if masks is None else rows.slot_of(masks, layer, taps)
-
-    runner = Runner(layers, slots, program.mask_numbers, eager=not traces())
+    runner = Runner(Tapped(program, layers, taps), eager=not traces())
     leaves, treedef = jax.tree.flatten(params)
     arrays, consts = program.arrays, program.closed.consts
 
@@ -63,11 +59,3 @@ def differentiate(
 def traces() -> bool:
     """Whether operations are traced rather than run."""
     return isinstance(jnp.zeros(()), Tracer)
-
-
-def _followed(taps: Taps, params: Any) -> frozenset[int]:
-    """Returns the numbers of the tapped kernels and of their biases."""
-    entries = [(p, i) for i, (p, _) in enumerate(jax.tree.leaves_with_path(params))]
-    index = places.index(entries)
-    names = [layer.where(name) for layer in taps.layers for name in layer.shapes]
-    return frozenset(index[name] for name in names)

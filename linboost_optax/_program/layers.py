@@ -81,8 +81,7 @@ def taps_of(
     found = _layers(program, uses, reasons, paths, leaves, asked)
     gone = named("exclude", exclude, found.values())
     left = {i for i, layer in found.items() if layer.path in gone}
-    own = {**found, **dict(zip(found, _share(found, uses)))}
-    kept = without(own.values(), gone)
+    kept = without(_share(found, uses), gone)
     where = {path: i for i, path in enumerate(paths)}
     covered = {where[layer.where(name)] for layer in kept for name in layer.shapes}
     for i in left:

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from linboost_optax._arrangement import Axes, Axis, arrange, size_of
+from linboost_optax._arrangement import Arrangement, Axes, Axis, arrange, size_of
 from linboost_optax._program import contraction
 from linboost_optax._program.contraction import Access, Contraction
 from linboost_optax._program.notes import Context, Notes
@@ -58,9 +58,9 @@ def product(
             else:
                 some.append(piece.some(rank))
             continue
-        use = _use(notes, scope, eqn, row, piece, read, at)
+        use = _use(scope, eqn, row, piece, *read, at)
         index = _note(notes, scope, i, use)
-        axes = _in_part(read.outputs, use.part)
+        axes = _in_part(read[0].outputs, use.part)
         outputs.append(Piece(index, axes, part=use.part))
     deps = union((result.uses, frozenset(piece.of for piece in outputs)))
     return replace(
@@ -90,8 +90,10 @@ def _kernel_of(notes: Notes, row: Sequence[Value]) -> int | None:
     return min(candidates)[-1] if candidates else None
 
 
-def _read(notes: Notes, eqn: Any, which: int, piece: Piece) -> Contraction | str:
-    """Returns a product as a layer whose kernel is a piece, or why it is none."""
+def _read(
+    notes: Notes, eqn: Any, which: int, piece: Piece
+) -> tuple[Contraction, Arrangement] | str:
+    """Returns a product as a layer and how a piece is its kernel, or why it is none."""
     if piece.broken:
         return "only a part of it is used at a time"
     read = contraction.read(eqn, which, piece.axes)
@@ -101,23 +103,23 @@ def _read(notes: Notes, eqn: Any, which: int, piece: Piece) -> Contraction | str
         return read
     if piece.part is not None and piece.part[0] not in read.part_axis:
         return "it is put together with others along an axis that is contracted"
-    if _arranged(notes, piece, read) is None:
-        return "only a part of it is used"
-    return read
+    arrangement = _arranged(notes, piece, read)
+    return "only a part of it is used" if arrangement is None else (read, arrangement)
 
 
-def _arranged(notes: Notes, piece: Piece, read: Contraction) -> Any:
+def _arranged(notes: Notes, piece: Piece, read: Contraction) -> Arrangement | None:
+    """Returns how a parameter becomes a layer's kernels, stack first; None if not."""
     stack = [atom for axis in piece.stack for atom in axis]
     return arrange(notes.shapes[piece.of], [*stack, *read.kernel])
 
 
 def _use(
-    notes: Notes,
     scope: Scope,
     eqn: Any,
     row: Sequence[Value],
     piece: Piece,
     read: Contraction,
+    arrangement: Arrangement,
     at: Context,
 ) -> Use:
     aval = eqn.invars[read.input.operand].aval
@@ -125,7 +127,7 @@ def _use(
     return Use(
         parameter=piece.of,
         kind=read.kind,
-        arrangement=_arranged(notes, piece, read),
+        arrangement=arrangement,
         stack=tuple(size_of(axis) for axis in piece.stack),
         at=piece.at,
         access=read.input,
@@ -174,9 +176,10 @@ def declaration(
         atoms = tuple(atom for axis in piece.axes for atom in axis)
         order, whole = tuple(range(len(x.shape))), tuple(range(rank))
         read = Contraction(kind, atoms, Access(1, order), whole, ((),) * rank, {})
-        if piece.broken or _arranged(notes, piece, read) is None:
+        arrangement = None if piece.broken else _arranged(notes, piece, read)
+        if arrangement is None:
             continue
-        use = _use(notes, scope, eqn, row, piece, read, at)
+        use = _use(scope, eqn, row, piece, read, arrangement, at)
         use.declared = True
         for offset in offsets:
             axes = (*offset.stack, *offset.axes)

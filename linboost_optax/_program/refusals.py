@@ -28,7 +28,7 @@ def check(
     """
     uses = [use for use in program.uses if use.parameter in layers]
     for use in uses:
-        _check_use(layers[use.parameter], use, program)
+        _check_use(layers[use.parameter], use)
     for number, why in sorted(program.outside.items()):
         if number in layers:
             raise ValueError(_OUTSIDE.format(layer=layers[number], why=why))
@@ -38,7 +38,7 @@ def check(
         _check_connected(taps, layers, uses)
 
 
-def _check_use(layer: Layer, use: Use, program: Program) -> None:
+def _check_use(layer: Layer, use: Use) -> None:
     if use.hindrance is not None and use.hindrance != IN_WHILE:
         raise ValueError(_HIDDEN.format(layer=layer, why=use.hindrance))
     if jnp.issubdtype(use.dtype, jnp.complexfloating):

@@ -58,7 +58,7 @@ def trace(
     kwargs: Mapping[str, Any],
     *,
     known: frozenset[int] | None = None,
-    is_data: Callable[[int], bool] = lambda _: True,
+    states: int = 0,
 ) -> Program:
     """Traces ``function(params, *args, **kwargs)`` and reads it.
 
@@ -68,7 +68,8 @@ def trace(
       args: what else it is called with; leaves that are no arrays are static.
       kwargs: likewise.
       known: numbers of the leaves of ``params`` to follow; None for all.
-      is_data: whether an array of ``args`` and ``kwargs`` is data, by its number.
+      states: how many arrays, the first of ``args``, are no data but what a model keeps
+        beside its parameters.
     """
     leaves, treedef = jax.tree.flatten(params)
     called, arrays = of_arrays(function, args, kwargs, is_array)
@@ -101,8 +102,7 @@ def trace(
     numbers: dict[int, int] = {}  # one array may be several arguments
     for i, array in enumerate(arrays):
         number = numbers.setdefault(id(array), notes.fresh())
-        data = is_data(i)
-        values.append(Value(number, data=data, made=not data))
+        values.append(Value(number, data=i >= states, made=i < states))
     consts = [notes.data() for _ in closed.jaxpr.constvars]
     scope, _ = reader.read(closed.jaxpr, consts, values, Context())
     used = _used(closed)

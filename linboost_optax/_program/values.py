@@ -92,10 +92,6 @@ class Value:
         """Whether it comes from parameters and data, forwards."""
         return self.data and self.made and not self.gradient
 
-    def without_pieces(self) -> Value:
-        """Returns what is known of an array of the same origin in another shape."""
-        return replace(self, parameters=(), outputs=())
-
 
 _MANY = 8  # uses that one value may depend on and still be followed one by one
 

@@ -50,8 +50,8 @@ def index(entries: list[tuple[Any, Any]]) -> dict[Path, Any]:
     return {**pieces, **shorter, **found}
 
 
-def kernels(taps: Taps, params: Any) -> list[tuple[Layer, int]]:
-    """Returns every layer, and the number of its kernel's leaf among the parameters.
+def find(taps: Taps, params: Any) -> list[tuple[Layer, dict[str, int]]]:
+    """Returns every layer, and the numbers of its parameters' leaves, by their names.
 
     Raises:
       ValueError: if the parameters lack a tapped layer.
@@ -61,13 +61,14 @@ def kernels(taps: Taps, params: Any) -> list[tuple[Layer, int]]:
     found = []
     for layer in taps.layers:
         try:
-            where = known[layer.where(layer.kernel)]
+            own = {name: known[layer.where(name)] for name in layer.shapes}
         except KeyError:
             raise ValueError(_LACKING.format(layer=layer)) from None
-        got, want = jnp.shape(leaves[where][1]), layer.shapes[layer.kernel]
+        got = jnp.shape(leaves[own[layer.kernel]][1])
+        want = layer.shapes[layer.kernel]
         if got != want:
             raise ValueError(_OTHER.format(layer=layer, want=want, got=got))
-        found.append((layer, where))
+        found.append((layer, own))
     return found
 
 

@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 from flax.core import unfreeze
 
-from linboost_optax._adapters.linen import registry
+from linboost_optax._adapters.advice import advice_of
 from linboost_optax._adapters.linen.observer import Observer
 from linboost_optax._layer import Path
 from linboost_optax._program.trace import Program, is_array, trace
@@ -33,7 +33,6 @@ def trace_model(
     variables = dict(unfreeze(jax.eval_shape(init, rngs, arrays)))
     params, rest = variables.pop("params", {}), variables
     streams = dict(rngs) if isinstance(rngs, Mapping) else {"params": rngs}
-    count = len(jax.tree.leaves(rest))
 
     def call(params: Any, rest: Any, arrays: list[Any]) -> Any:
         def apply(streams: Any, *args: Any, **kwargs: Any) -> Any:
@@ -44,16 +43,17 @@ def trace_model(
         with nn.intercept_methods(seen):
             return called(streams, arrays)[0]
 
-    def traced(rest: Any, count: int) -> Program:
-        return trace(call, params, (rest, arrays), {}, is_data=lambda i: i >= count)
+    def traced(rest: Any) -> Program:
+        states = len(jax.tree.leaves(rest))
+        return trace(call, params, (rest, arrays), {}, states=states)
 
     try:
-        return params, traced(rest, count)
+        return params, traced(rest)
     except Exception:
         # A model that decodes may be initialised with what it cannot be called with.
         if not rest:
             raise
-        return params, traced({}, 0)
+        return params, traced({})
 
 
 def _abstract(
@@ -70,5 +70,5 @@ def advice(seen: Observer, path: Path) -> str | None:
     for end in range(len(path) - 1, -1, -1):
         module = seen.modules.get(path[:end])
         if module is not None:
-            return registry.advice(module)
+            return advice_of(module, nn)
     return None

@@ -1,12 +1,12 @@
 """What is said when a model cannot be traced as it was given."""
 
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 
+from linboost_optax._adapters import mistakes
 from linboost_optax._program.trace import is_array
 from linboost_optax._taps import Taps
 
@@ -35,27 +35,11 @@ def explain(
     model: nn.Module, args: tuple, kwargs: Mapping[str, Any], error: Exception
 ) -> None:
     """Raises if an error of tracing the model comes from how it was called."""
-    for name in ("max_samples", "rank"):
-        if name in kwargs and name in str(error):
-            raise TypeError(
-                f"`{name}` is an option of the statistic, not of the model's call. "
-                f"Pass e.g. `statistic=lbo.Auto({name}={kwargs[name]!r})`."
-            ) from error
-    for arg in args:
-        if _is_shape(arg):
-            raise TypeError(_SHAPE.format(arg=arg, shape=tuple(arg))) from error
-    method = kwargs.get("method") or "__call__"
+    own = dict(kwargs)
+    method = own.pop("method", None) or "__call__"
     function = getattr(type(model), method) if isinstance(method, str) else method
-    own = {name: value for name, value in kwargs.items() if name != "method"}
-    signature = inspect.signature(getattr(function, "__func__", function))
-    try:
-        signature.bind(model, *args, **own)
-    except TypeError as missing:
-        raise TypeError(
-            f"`linen.taps` takes the arguments of the model's own call, "
-            f"{type(model).__name__}{signature}: {missing}. Call "
-            "`linen.taps(model, x)` with a batch, or a jax.ShapeDtypeStruct like one."
-        ) from error
+    call = getattr(function, "__func__", function)
+    mistakes.explain("linen.taps", model, call, args, own, error)
 
 
 def check_inputs(taps: Taps, args: tuple, kwargs: Mapping[str, Any]) -> None:
@@ -64,17 +48,5 @@ def check_inputs(taps: Taps, args: tuple, kwargs: Mapping[str, Any]) -> None:
         return
     read = {layer.input_shape for layer in taps.layers}
     for arg in args:
-        if _is_shape(arg) and (len(arg),) in read:
-            raise TypeError(_SHAPE.format(arg=arg, shape=tuple(arg)))
-
-
-_SHAPE = (
-    "`args` must be what the model is called with, got {arg!r}, which reads like a "
-    "shape. Pass an array, or for its shape and dtype alone "
-    "`jax.ShapeDtypeStruct({shape!r}, jnp.float32)`."
-)
-
-
-def _is_shape(arg: Any) -> bool:
-    whole = isinstance(arg, tuple | list) and bool(arg)
-    return whole and all(isinstance(n, int) for n in arg)
+        if mistakes.is_shape(arg) and (len(arg),) in read:
+            raise mistakes.shape_error(arg)

@@ -11,7 +11,7 @@ from flax.core import meta as flax_meta
 
 from linboost_optax._adapters.linen import registry
 from linboost_optax._adapters.linen.registry import Entry
-from linboost_optax._kinds import Kind
+from linboost_optax._adapters.mistakes import check_described
 from linboost_optax._layer import Path, join
 from linboost_optax._taps.declared import declare
 
@@ -40,8 +40,10 @@ class Observer:
         module, y = context.module, method(*args, **kwargs)
         x = entry.input(args, kwargs)
         kind = entry.describe(module, x)
-        _check(module, entry, kind)
         kernel, bias = (_parameter(module, name) for name in (entry.kernel, entry.bias))
+        layer = f"layer '{join(module.path)}': {type(module).__name__}"
+        has = str(sorted(module.variables.get("params", {})))
+        check_described(kind, kernel, entry.kernel, layer, "linen.register", has)
         return declare(kind, y, x, kernel, bias)
 
 
@@ -49,28 +51,6 @@ def _parameter(module: nn.Module, name: str) -> Any:
     if not module.has_variable("params", name):
         return None
     return flax_meta.unbox(module.get_variable("params", name))
-
-
-def _check(module: nn.Module, entry: Entry, kind: Any) -> None:
-    """Raises unless a registered description fits the module's parameters."""
-    where, name = f"layer '{join(module.path)}'", type(module).__name__
-    if not isinstance(kind, Kind | str):
-        raise TypeError(
-            f"{where}: `describe` of {name} must return a Kind or the reason why this "
-            f"layer is left alone, got {kind!r}."
-        )
-    kernel = _parameter(module, entry.kernel)
-    if kernel is None:
-        raise ValueError(
-            f"{where}: {name} must have a parameter `{entry.kernel}`, got "
-            f"{sorted(module.variables.get('params', {}))}. Pass its name as `kernel` "
-            "to `linen.register`."
-        )
-    if isinstance(kind, Kind) and kernel.shape != kind.kernel_shape:
-        raise ValueError(
-            f"{where}: `describe` of {name} must return a kind of its kernel's shape "
-            f"{kernel.shape}, got a {kind}."
-        )
 
 
 def innermost(next_fun, args, kwargs, context, around: Callable[..., Any]) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from linboost_optax._adapters.linen import modules
+from linboost_optax._adapters.mistakes import check_describe
 from linboost_optax._kinds import Kind
 
 
@@ -88,11 +88,7 @@ def register(
             f"`module` must be a class of flax.linen modules, got {module!r}. Pass "
             "the class, not an instance."
         )
-    if not callable(describe):
-        raise TypeError(
-            f"`describe` must map (module, input) to a Kind, got {describe!r}. Pass a "
-            "function."
-        )
+    check_describe(describe)
     function = _call_of(module)
     first = list(inspect.signature(function).parameters.values())[1:2]  # after `self`
     if not first or first[0].kind is not first[0].POSITIONAL_OR_KEYWORD:
@@ -114,14 +110,6 @@ def entry_of(context: nn.module.InterceptorContext) -> Entry | None:
                 return entry
         # Another interceptor may have wrapped it; see `observer.innermost`.
         function = getattr(function, "__wrapped__", None)
-    return None
-
-
-def advice(module: type[nn.Module]) -> str | None:
-    """Returns why the parameters of a module of this class are not tapped."""
-    for base in module.__mro__:
-        if base in modules.ADVICE:
-            return f"{base.__name__} {modules.ADVICE[base]}"
     return None
 
 

@@ -36,6 +36,11 @@ class Split:
     args: tuple
     kwargs: Mapping[str, Any]
 
+    @property
+    def states(self) -> int:
+        """How many arrays there are in ``rest``."""
+        return len(jax.tree.leaves(self.rest))
+
     def call(
         self,
         function: Callable[..., Any],

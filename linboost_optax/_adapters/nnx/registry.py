@@ -10,6 +10,7 @@ from typing import Any
 import jax
 from flax import nnx
 
+from linboost_optax._adapters.mistakes import check_describe, check_described
 from linboost_optax._kinds import Kind
 from linboost_optax._taps.declared import declare, is_tracing
 
@@ -65,11 +66,7 @@ def register(
             f"`module` must be a class of flax.nnx modules, got {got}. Pass the class, "
             "not an instance."
         )
-    if not callable(describe):
-        raise TypeError(
-            f"`describe` must map (module, input) to a Kind, got {describe!r}. Pass a "
-            "function."
-        )
+    check_describe(describe)
     call = module.__call__  # of the metaclass, where the class has none
     first = list(inspect.signature(call).parameters)[1:2]
     own = any("__call__" in vars(base) for base in module.__mro__)
@@ -89,7 +86,8 @@ def register(
         x = args[0] if args else kwargs[first[0]]
         kind = describe(self, x)
         weights = _array(self, kernel), _array(self, bias)
-        _check(self, kind, kernel, weights[0])
+        name = type(self).__name__
+        check_described(kind, weights[0], kernel, name, "nnx.register")
         return declare(kind, y, x, *weights)
 
     setattr(declaring, _PLAIN, call)
@@ -103,23 +101,3 @@ _PLAIN = "_linboost_plain"
 def _array(module: nnx.Module, name: str) -> Any:
     variable = getattr(module, name, None)
     return variable[...] if isinstance(variable, nnx.Variable) else variable
-
-
-def _check(module: nnx.Module, kind: Any, name: str, kernel: Any) -> None:
-    """Raises unless a description fits the module's parameters."""
-    own = type(module).__name__
-    if not isinstance(kind, Kind | str):
-        raise TypeError(
-            f"`describe` of {own} must return a Kind or the reason why this layer is "
-            f"left alone, got {kind!r}."
-        )
-    if kernel is None:
-        raise ValueError(
-            f"{own} must have a parameter `{name}`. Pass its name as `kernel` to "
-            "`nnx.register`."
-        )
-    if isinstance(kind, Kind) and kernel.shape != kind.kernel_shape:
-        raise ValueError(
-            f"`describe` of {own} must return a kind of its kernel's shape "
-            f"{kernel.shape}, got a {kind}."
-        )
