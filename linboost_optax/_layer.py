@@ -39,6 +39,14 @@ class Affine(NamedTuple):
     b: jax.Array | None
 
 
+def dot(a: Affine, b: Affine) -> jax.Array:
+    """Returns the inner product of each block."""
+    total = jnp.einsum("kdo,kdo->k", a.w, b.w)
+    if a.b is None or b.b is None:
+        return total
+    return total + jnp.einsum("ko,ko->k", a.b, b.b)
+
+
 def join(path: Path) -> str:
     """Returns a path as one name; a slash inside a name is doubled."""
     return "/".join(name.replace("/", "//") for name in path)

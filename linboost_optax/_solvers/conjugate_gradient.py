@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from linboost_optax import _checks
-from linboost_optax._layer import Affine, Layer
-from linboost_optax._solvers.elimination import dot, where_seen
+from linboost_optax._layer import Affine, Layer, dot
+from linboost_optax._solvers.elimination import where_seen
 from linboost_optax._solvers.incomplete_cholesky import (
     ArrowMetric,
     IncompleteCholesky,

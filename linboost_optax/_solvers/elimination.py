@@ -43,11 +43,3 @@ def where_seen(seen: jax.Array, new: _Tree, old: _Tree) -> _Tree:
         return jnp.where(jnp.expand_dims(seen, tuple(range(1, n.ndim))), n, o)
 
     return jax.tree.map(select, new, old)
-
-
-def dot(a: Affine, b: Affine) -> jax.Array:
-    """Returns the inner product of each block."""
-    total = jnp.einsum("kdo,kdo->k", a.w, b.w)
-    if a.b is None or b.b is None:
-        return total
-    return total + jnp.einsum("ko,ko->k", a.b, b.b)

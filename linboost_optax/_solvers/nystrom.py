@@ -16,6 +16,7 @@ from linboost_optax._solvers.elimination import (
     where_seen,
 )
 from linboost_optax._solvers.refreshed import Refreshed
+from linboost_optax._statistics.low_rank import nystrom
 from linboost_optax._statistics.sketch import BlockSketch, Sketch, probes
 
 # The approximation is only as good as its r x r products; they cost next to nothing.
@@ -97,16 +98,7 @@ class Nystrom:
             sketched = sketched - columns(mean) * seen[:, None, :]
             variance = jnp.maximum(mean_sq - mean**2, 0)
 
-        # Of the r x r matrix between, directions below rounding are left out.
-        inner = jnp.einsum("dr,kds->krs", omega, sketched, precision=_HIGH)
-        vectors, values = jax.lax.linalg.eigh(inner + inner.mT, symmetrize_input=False)
-        values = values / 2
-        smallest = rank * jnp.finfo(values.dtype).eps * values[:, -1:]
-        kept = values > smallest
-        root = jnp.where(kept, 1 / jnp.sqrt(jnp.where(kept, values, 1)), 0)
-        low = jnp.einsum(
-            "kdr,krs->kds", sketched, vectors * root[:, None, :], precision=_HIGH
-        )
+        low = nystrom(sketched, omega)
         rest = jnp.maximum(variance - jnp.sum(low**2, axis=2), 0)
         # Powers are applied as differences: beyond this they would lose their sign.
         info = jnp.finfo(mean_sq.dtype)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, runtime_c
 import jax
 import jax.numpy as jnp
 
-from linboost_optax._layer import Affine
+from linboost_optax._layer import Affine, dot
 from linboost_optax._statistics import bounds
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ class Statistic(ABC):
         uncorrelated.
         """
         if isinstance(self, HasSecondMoment):
-            return bounds.inner(v, self.second_moment(layer, value).product(v))
+            return dot(v, self.second_moment(layer, value).product(v))
         return bounds.uncorrelated(self.moments(layer, value), v)
 
 

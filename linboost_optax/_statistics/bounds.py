@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from linboost_optax._layer import Affine
+from linboost_optax._statistics.low_rank import nystrom
 from linboost_optax._statistics.spectrum import (
     HIGH,
     Spectrum,
@@ -52,7 +53,7 @@ def of_sketch(
         whole = jnp.einsum("kdr,er->kde", outer, omega, precision=HIGH)
         whole = (whole + whole.mT) / 2
         return of_matrix(moments.count, moments.mean, whole, biased)
-    top = jnp.linalg.eigvalsh(_square(_nystrom(outer, omega)))[:, ::-1]
+    top = jnp.linalg.eigvalsh(_square(nystrom(outer, omega)))[:, ::-1]
     probed = jnp.einsum("dr,kds->krs", omega, outer, precision=HIGH)
     least = jnp.linalg.eigvalsh((probed + probed.mT) / 2)[:, 0]
     low, rest = _covariance(moments, outer, omega)
@@ -77,31 +78,9 @@ def uncorrelated(moments: BlockMoments, v: Affine) -> jax.Array:
     return jnp.sum(_output_mean(moments, v) ** 2 + spread, axis=1)
 
 
-def inner(a: Affine, b: Affine) -> jax.Array:
-    """Returns the inner product of each block."""
-    total = jnp.einsum("kdo,kdo->k", a.w, b.w)
-    if a.b is None or b.b is None:
-        return total
-    return total + jnp.einsum("ko,ko->k", a.b, b.b)
-
-
 def _output_mean(moments: BlockMoments, v: Affine) -> jax.Array:
     mean = jnp.einsum("kd,kdo->ko", moments.mean, v.w)
     return mean if v.b is None else mean + v.b
-
-
-def _nystrom(outer: jax.Array, omega: jax.Array) -> jax.Array:
-    r"""Returns ``B``, ``[block, feature, probe]``, with :math:`B B^T \preceq M`.
-
-    .. math:: B B^T = Y (\Omega^T Y)^+ Y^T, \qquad Y = M \Omega
-    """
-    probed = jnp.einsum("dr,kds->krs", omega, outer, precision=HIGH)
-    values, vectors = jnp.linalg.eigh((probed + probed.mT) / 2)
-    least = omega.shape[1] * jnp.finfo(values.dtype).eps * values[:, -1:]
-    kept = values > least
-    root = jnp.where(kept, jax.lax.rsqrt(jnp.where(kept, values, 1)), 0)
-    vectors = vectors * root[:, None, :]
-    return jnp.einsum("kdr,krs->kds", outer, vectors, precision=HIGH)
 
 
 def _covariance(
@@ -110,7 +89,7 @@ def _covariance(
     """Returns ``B`` of the covariance, and the variances that it leaves."""
     mean = moments.mean
     seen = jnp.einsum("kd,dr->kr", mean, omega, precision=HIGH)
-    low = _nystrom(outer - mean[:, :, None] * seen[:, None, :], omega)
+    low = nystrom(outer - mean[:, :, None] * seen[:, None, :], omega)
     left = variance(mean, moments.mean_sq) - jnp.sum(low**2, axis=2)
     return low, jnp.maximum(left, 0)
 
