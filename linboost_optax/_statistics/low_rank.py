@@ -20,7 +20,7 @@ def nystrom(sketched: jax.Array, omega: jax.Array | np.ndarray) -> jax.Array:
 
     References:
       Frangella, Tropp and Udell (2023), "Randomized Nystrom preconditioning", SIAM
-      J. Matrix Anal. Appl. 44(2); there with a multiple of the identity for the rest.
+      J. Matrix Anal. Appl. 44(2).
     """
     rank = omega.shape[1]
     inner = jnp.einsum("dr,kds->krs", omega, sketched, precision=_HIGH)
