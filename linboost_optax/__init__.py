@@ -21,6 +21,11 @@ from linboost_optax._statistics import (
 from linboost_optax._taps import Tap, Taps, only_rows, tap
 from linboost_optax._transforms.lnb import ScaleByLNBState, lnb, scale_by_lnb
 from linboost_optax._transforms.multi_steps import MultiStepsState, multi_steps
+from linboost_optax._transforms.polar import (
+    ScaleByPolarState,
+    polar,
+    scale_by_polar,
+)
 from linboost_optax._transforms.whiten import WhitenState, whiten
 
 __version__ = "0.1.0"
@@ -38,6 +43,7 @@ __all__ = [
     "MultiStepsState",
     "Reached",
     "ScaleByLNBState",
+    "ScaleByPolarState",
     "Sketch",
     "Tap",
     "Taps",
@@ -51,7 +57,9 @@ __all__ = [
     "multi_steps",
     "only_rows",
     "plot",
+    "polar",
     "scale_by_lnb",
+    "scale_by_polar",
     "tap",
     "taps",
     "value_and_grad",

@@ -192,7 +192,7 @@ def test_a_masked_bias_is_another_problem_than_its_source_s():
     _, grads, stats = linen.value_and_grad(loss_fn, taps)(params)
     mask = {"Dense_0": {"kernel": True, "bias": True}, "Dense_1": {"kernel": True}}
     mask["Dense_1"]["bias"] = False
-    solver = lbo.Cholesky(ridge=0.03, decay=0.0, every=1)
+    solver = lbo.Cholesky(ridge=0.03, decay=0.0, every=1, shrinkage=0.0)
     tx = optax.masked(
         lbo.scale_by_lnb(taps, solver, b_g=0.0, min_norm=1e6), lambda _: mask
     )

@@ -288,7 +288,7 @@ def test_step_from_a_sketch_is_close_where_directions_are_few(float64):
 @pytest.mark.parametrize("rate", [0.3, 0.05])
 def test_steps_of_lnb_add_up_to_the_learning_rate(rate, float64):
     def of(taps):
-        solver = lbo.Cholesky(ridge=1e-12)
+        solver = lbo.Cholesky(ridge=1e-12, shrinkage=0.0)
         return lbo.lnb(rate, taps, solver, b_g=0.0, weight_decay=0.0)
 
     found, state, _, grads, seen = trained(of, "gram")

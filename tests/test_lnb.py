@@ -63,7 +63,7 @@ def test_step_is_gradient_descent_on_the_whitened_dense_layer(ridge):
         model = nn.Dense(3, param_dtype=jnp.float64)
         params = model.init(jax.random.key(0), x)["params"]
         taps = linen.taps(model, x)
-        solver = lbo.Cholesky(ridge=ridge)
+        solver = lbo.Cholesky(ridge=ridge, shrinkage=0.0)
         # A huge least norm turns the trust region into the constant step 1e-3 * 1e3.
         tx = lbo.lnb(0.1 * 1e3, taps, solver, min_norm=1e3, weight_decay=0.0)
         step = train_step(squared_error(model), taps, tx)
@@ -92,7 +92,9 @@ def test_step_is_gradient_descent_on_the_whitened_convolution():
         params = model.init(jax.random.key(1), images)["params"]
         y = jax.random.normal(jax.random.key(2), (6, 3, 4, 3), jnp.float64)
         taps = linen.taps(model, images)
-        tx = lbo.lnb(1e2, taps, lbo.Cholesky(0.1), min_norm=1e3, weight_decay=0.0)
+        tx = lbo.lnb(
+            1e2, taps, lbo.Cholesky(0.1, shrinkage=0.0), min_norm=1e3, weight_decay=0.0
+        )
         step = train_step(squared_error(model), taps, tx)
         new, _, _ = step(params, tx.init(params), (images, y))
         rows = patches_of(images).reshape(-1, 8)
@@ -129,7 +131,9 @@ def test_function_learned_ignores_an_invertible_change_of_the_inputs(layer):
 
         def train(x, params):
             taps = linen.taps(model, x, statistic="gram")
-            tx = lbo.lnb(0.1, taps, lbo.Cholesky(0.0, every=2), weight_decay=0.0)
+            tx = lbo.lnb(
+                0.1, taps, lbo.Cholesky(0.0, every=2, shrinkage=0.0), weight_decay=0.0
+            )
             step = jax.jit(train_step(squared_error(model), taps, tx))
             state = tx.init(params)
             for _ in range(5):
@@ -159,7 +163,9 @@ def test_one_exact_step_solves_linear_regression():
             residual = model.apply({"params": params}, batch[0]) - batch[1]
             return 0.5 * jnp.sum(jnp.square(residual)) / batch[0].shape[0]
 
-        tx = lbo.scale_by_lnb(taps, lbo.Cholesky(ridge=0.0), min_norm=1e-12)
+        tx = lbo.scale_by_lnb(
+            taps, lbo.Cholesky(ridge=0.0, shrinkage=0.0), min_norm=1e-12
+        )
         _, grads, stats = linen.value_and_grad(loss_fn, taps)(params, (x, y))
         updates, _ = tx.update(grads, tx.init(params), params, stats=stats)
         # <H, G> with H = updates * norm gives the norm back from the update itself.
@@ -365,7 +371,9 @@ def test_masked_bias_leaves_a_layer_without_bias():
     with jax.enable_x64(True):
         model, params, batch, taps, _ = setup(dtype=jnp.float64)
         mask = {name: {"kernel": True, "bias": False} for name in params}
-        tx = optax.masked(lbo.scale_by_lnb(taps, lbo.Cholesky(0.0)), mask)
+        tx = optax.masked(
+            lbo.scale_by_lnb(taps, lbo.Cholesky(0.0, shrinkage=0.0)), mask
+        )
         _, grads, stats = collect(model, params, batch, taps)
         updates, _ = tx.update(grads, tx.init(params), params, stats=stats)
         second = batch[0].T @ batch[0] / batch[0].shape[0]
@@ -378,7 +386,9 @@ def test_masked_bias_leaves_a_layer_without_bias():
 
 
 @pytest.mark.parametrize("masked", ["a", "b"])
-@pytest.mark.parametrize("solver", [lbo.Cholesky(0.1), lbo.ConjugateGradient(0.1, 60)])
+@pytest.mark.parametrize(
+    "solver", [lbo.Cholesky(0.1, shrinkage=0.0), lbo.ConjugateGradient(0.1, 60)]
+)
 def test_masked_bias_among_layers_that_share_an_input(solver, masked):
     """Each layer is solved with its own bias or without: the source's, too."""
     with jax.enable_x64(True):
@@ -647,7 +657,7 @@ def test_parameters_and_inputs_of_different_precision(dtypes, statistic):
         model, (x, y) = nn.Dense(3, param_dtype=of_params), data(dtype=of_inputs)
         params = model.init(jax.random.key(1), x)["params"]
         taps = linen.taps(model, x, statistic=statistic)
-        solver = lbo.Cholesky(ridge=0.1, every=1)
+        solver = lbo.Cholesky(ridge=0.1, every=1, shrinkage=0.0)
         transforms = [lbo.lnb(0.1, taps, solver)]
         if statistic != "inputs":
             transforms.append(lbo.whiten(optax.adamw(0.1), taps, solver))

@@ -311,7 +311,10 @@ def test_text():
     model = nn.Sequential([nn.Dense(64), nn.LayerNorm(), nn.Dense(2)])
     taps = linen.taps(model, shape(256, 32), statistic="gram")
     lines = str(taps.report()).split("\n")
-    assert lines[0] == "preconditioned by Cholesky(ridge=0.03, decay=0.95, every=10)"
+    assert (
+        lines[0]
+        == "preconditioned by Cholesky(ridge=0.03, decay=0.95, every=10, shrinkage=0.1)"
+    )
     header = "path kind parameters FLOP measuring solving refreshing statistic solver"
     assert " ".join(lines[1].split()) == f"{header} bytes"
     # 6 * 256 * 32 * 64 operations; 256 * (2 * 32 * 32 + 32) of them again to measure.

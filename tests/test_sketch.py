@@ -53,7 +53,7 @@ def first_update(bound, measured):
 
 def updated(statistic, x, *, biased, ridge=0.1):
     layer, measured = make(statistic, x, biased)
-    bound = lbo.Cholesky(ridge=ridge).bind(layer)
+    bound = lbo.Cholesky(ridge=ridge, shrinkage=0.0).bind(layer)
     return bound, *first_update(bound, measured)
 
 
@@ -265,7 +265,7 @@ def test_a_wide_layer_trains_as_with_its_gram_matrix(transformation):
     mix = jax.random.normal(jax.random.fold_in(key, 1), (10, 200))
     x = base @ mix * jnp.logspace(0.5, -1.5, 200)[None] / 3
     y = x @ jax.random.normal(jax.random.fold_in(key, 2), (200, 3))
-    model, solver = nn.Dense(3), lbo.Cholesky(ridge=1e-3)
+    model, solver = nn.Dense(3), lbo.Cholesky(ridge=1e-3, shrinkage=0.0)
     params = model.init(jax.random.key(3), x)
 
     def loss_fn(p):

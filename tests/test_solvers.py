@@ -100,7 +100,7 @@ def assert_close(got, want, tolerance=EXACT):
 def test_cholesky_is_exact(biased, ridge):
     with jax.enable_x64(True):
         x, g = make_inputs(), make_gradient(biased)
-        h, _ = run(lbo.Cholesky(ridge=ridge), make_layer(), x, g)
+        h, _ = run(lbo.Cholesky(ridge=ridge, shrinkage=0.0), make_layer(), x, g)
         assert_close(h, oracle(x, g, ridge))
 
 
@@ -109,8 +109,34 @@ def test_cholesky_is_exact(biased, ridge):
 def test_dual_is_exact(biased, rows):
     with jax.enable_x64(True):
         x, g = make_inputs(rows), make_gradient(biased)
-        h, _ = run(lbo.Cholesky(0.1), make_layer("inputs", rows=rows), x, g)
+        h, _ = run(
+            lbo.Cholesky(0.1, shrinkage=0.0), make_layer("inputs", rows=rows), x, g
+        )
         assert_close(h, oracle(x, g, 0.1))
+
+
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize("statistic", ["gram", Sketch(FEATURES), "inputs"], ids=str)
+@pytest.mark.parametrize("shrinkage", [0.3, 1.0])
+def test_shrinkage_reduces_correlations_and_keeps_variances(
+    statistic, shrinkage, biased
+):
+    """By its formula, written out: of the covariance, or of what has no mean."""
+    with jax.enable_x64(True):
+        x, g = make_inputs(), make_gradient(biased)
+        h, _ = run(lbo.Cholesky(0.1, shrinkage=shrinkage), make_layer(statistic), x, g)
+        for block, (rows, w) in enumerate(zip(np.asarray(x), np.asarray(g.w))):
+            mean = rows.mean(axis=0) if biased else np.zeros(rows.shape[1])
+            sigma = (rows - mean).T @ (rows - mean) / len(rows)
+            sigma = (1 - shrinkage) * sigma + shrinkage * np.diag(np.diagonal(sigma))
+            metric = sigma + 0.1 * np.eye(len(sigma))
+            b = None if g.b is None else np.asarray(g.b[block])
+            right = w if b is None else w - np.outer(mean, b)
+            want = np.linalg.solve(metric, right)
+            np.testing.assert_allclose(h.w[block], want, rtol=EXACT, atol=EXACT)
+            if h.b is not None:
+                want = b - mean @ want
+                np.testing.assert_allclose(h.b[block], want, rtol=EXACT, atol=EXACT)
 
 
 @pytest.mark.parametrize("biased", [True, False])
@@ -188,7 +214,7 @@ def test_whitening_maps_fit_together(statistic, solver, biased):
 def test_cholesky_coordinates_have_white_inputs():
     with jax.enable_x64(True):
         layer, x = make_layer(), make_inputs()
-        factor = lbo.Cholesky(ridge=0.0).bind_factor(layer)
+        factor = lbo.Cholesky(ridge=0.0, shrinkage=0.0).bind_factor(layer)
         view = factor.read(measure(layer, x))
         state = factor.update(factor.init(), view, jnp.asarray(0))
         # The gradient of sum(W^T x) is x: whitened inputs are whitened gradients.
@@ -219,7 +245,7 @@ def test_a_feature_of_another_unit_does_not_hide_the_others(
     if biased:
         g = g._replace(b=np.asarray(delta.mean(axis=1), np.float32))
     layer = make_layer(statistic, dtype="float32")
-    h, _ = run(lbo.Cholesky(ridge=0.03), layer, jnp.asarray(x), g)
+    h, _ = run(lbo.Cholesky(ridge=0.03, shrinkage=0.0), layer, jnp.asarray(x), g)
     want = oracle(x.astype(np.float64), g, 0.03)
     scaled = scales[:, None]
     got, want = np.asarray(h.w, np.float64) * scaled, want.w * scaled
@@ -233,7 +259,7 @@ def test_a_sketch_knows_the_variances_of_features_of_any_scale(factor):
     x = jnp.asarray(x, jnp.float32)
     layer = make_layer(Sketch(FEATURES), rows=4000, dtype="float32")
     g = make_gradient(dtype=jnp.float32)
-    h, _ = run(lbo.Cholesky(ridge=0.03), layer, x, g)
+    h, _ = run(lbo.Cholesky(ridge=0.03, shrinkage=0.0), layer, x, g)
     want = oracle(x, g, 0.03)
     # Of independent features the variances are all there is, but for the sample's.
     got, want = np.asarray(h.w)[:, 1:], want.w[:, 1:]
@@ -256,7 +282,7 @@ SOLVERS = [
     lbo.ConjugateGradient(),
     lbo.ConjugateGradient(ridge=0.0, iterations=10),
     lbo.Cholesky(),
-    lbo.Cholesky(ridge=0.0),
+    lbo.Cholesky(ridge=0.0, shrinkage=0.0),
 ]
 DEGENERATE = {
     "zeros": lambda x: jnp.zeros_like(x),
@@ -366,7 +392,7 @@ def test_inputs_used_twice_are_not_trusted():
 
 
 def test_cholesky_is_what_a_statistic_allows():
-    solver = lbo.Cholesky(ridge=0.2, decay=0.9)
+    solver = lbo.Cholesky(ridge=0.2, decay=0.9, shrinkage=0.0)
     embed = Layer((), Embed(7, 2), Counts(), (3,), bias=None)
     for layer, solves, whitens in [
         (make_layer(Gram()), GramInverse, GramRoot),
@@ -387,7 +413,9 @@ def test_cholesky_is_what_a_statistic_allows():
 
 
 def test_the_measured_choice_is_what_cholesky_is():
-    assert lbo.Cholesky() == lbo.Cholesky(ridge=0.03, decay=0.95, every=10)
+    assert lbo.Cholesky() == lbo.Cholesky(
+        ridge=0.03, decay=0.95, every=10, shrinkage=0.1
+    )
 
 
 @pytest.mark.parametrize(

@@ -271,7 +271,7 @@ def test_solve_and_root_are_those_of_the_dense_metric(ridge, every):
         assert not share[list(UNSEEN)].any()
         metric = dense(share, second, ridge)
 
-        solver = lbo.Cholesky(ridge=ridge, decay=0.8, every=every)
+        solver = lbo.Cholesky(ridge=ridge, decay=0.8, every=every, shrinkage=0.0)
         values = [measure(layer, batch) for batch in batches]
         bound = solver.bind(layer)
         assert isinstance(bound, TwoSided)
@@ -289,7 +289,7 @@ def test_solve_and_root_are_those_of_the_dense_metric(ridge, every):
 def test_float32_is_close_to_the_dense_metric():
     layer, g = make_layer(dtype="float32"), make_gradient(dtype="float32")
     batch = make_batch(0, dtype="float32")
-    bound = lbo.Cholesky(ridge=0.03).bind(layer)
+    bound = lbo.Cholesky(ridge=0.03, shrinkage=0.0).bind(layer)
     state = follow(bound, [measure(layer, batch)])
     metric = dense(*moments_of(batch), 0.03)
     got = bound.solve(state, None, g).w[0]
@@ -315,7 +315,7 @@ def test_a_matrix_of_some_rows_has_the_weight_of_all():
         close(value.attend.count, [8])
         second = np.asarray(value.attend.outer[0]) / 8 * 2 / 3
         share, _ = moments_of((tokens, h))
-        bound = lbo.Cholesky(ridge=0.1).bind(layer)
+        bound = lbo.Cholesky(ridge=0.1, shrinkage=0.0).bind(layer)
         got = bound.solve(follow(bound, [value]), None, g)
         close(got.w[0], power(dense(share, second, 0.1), -1, g.w[0]))
 
@@ -326,7 +326,7 @@ def test_stacked_layers_are_solved_apart():
         batches = [make_batch(seed) for seed in range(3)]
         values = [measure(single, batch) for batch in batches]
         value = jax.tree.map(lambda *leaves: jnp.stack(leaves), *values)
-        bound = lbo.Cholesky(ridge=0.1).bind(make_layer(stack=(3,)))
+        bound = lbo.Cholesky(ridge=0.1, shrinkage=0.0).bind(make_layer(stack=(3,)))
         got = bound.solve(follow(bound, [value]), None, g)
         for i, batch in enumerate(batches):
             metric = dense(*moments_of(batch), 0.1)
@@ -334,7 +334,7 @@ def test_stacked_layers_are_solved_apart():
 
 
 @pytest.mark.parametrize(
-    "solver", [lbo.Cholesky(0.1, 0.8, 1), lbo.IncompleteCholesky()]
+    "solver", [lbo.Cholesky(0.1, 0.8, 1, 0.0), lbo.IncompleteCholesky()]
 )
 @pytest.mark.parametrize("missing", ["lookup", "attend"])
 def test_a_batch_without_one_use_has_the_metric_of_the_other(missing, solver):
@@ -381,7 +381,7 @@ def test_only_one_use_is_the_metric_of_that_use():
         share, _ = moments_of((tokens, h[:0]))
         _, second = moments_of((tokens[:0], h))
         value = measure(layer, batch)
-        bound = lbo.Cholesky(ridge=0.1).bind(layer)
+        bound = lbo.Cholesky(ridge=0.1, shrinkage=0.0).bind(layer)
 
         none = jax.tree.map(jnp.zeros_like, value.attend)
         got = bound.solve(follow(bound, [value._replace(attend=none)]), None, g)
@@ -398,7 +398,7 @@ def test_without_a_ridge_directions_never_seen_stay_finite():
         tokens, h = make_batch(0)
         h = h.copy()
         h[:, 1] = 0
-        bound = lbo.Cholesky(ridge=0.0).bind(layer)
+        bound = lbo.Cholesky(ridge=0.0, shrinkage=0.0).bind(layer)
         state = follow(bound, [measure(layer, (tokens, h))])
         got = np.asarray(bound.solve(state, None, g).w[0])
         assert np.isfinite(got).all()
@@ -433,7 +433,9 @@ def test_a_sketch_is_low_rank_and_the_average_of_the_rest():
         shares, seconds = zip(*(moments_of(batch, kind) for batch in batches))
         share, second = averaged(shares, 0.9), averaged(seconds, 0.9)
         metric = dense(share, sketched(second, 6), 0.1)
-        factor = lbo.Cholesky(ridge=0.1, decay=0.9, every=1).bind_factor(layer)
+        factor = lbo.Cholesky(ridge=0.1, decay=0.9, every=1, shrinkage=0.0).bind_factor(
+            layer
+        )
         state = follow(factor, [measure(layer, batch) for batch in batches])
         close(factor.solve(state, None, g).w[0], power(metric, -1, g.w[0]), 1e-8)
         close(factor.whiten(state, g).w[0], power(metric, -0.5, g.w[0]), 1e-8)
@@ -451,7 +453,7 @@ def test_a_sketch_of_few_dimensions_is_exact(dtype, rank):
         g = Affine(g.w.astype(dtype), None)
         tokens, h = make_batch(0, kind=kind, dtype=dtype)
         h = h[:, :3] @ np.random.default_rng(1).normal(size=(3, 10)).astype(dtype)
-        bound = lbo.Cholesky(ridge=0.1).bind(layer)
+        bound = lbo.Cholesky(ridge=0.1, shrinkage=0.0).bind(layer)
         state = follow(bound, [measure(layer, (tokens, h))])
         metric = dense(*moments_of((tokens, h), kind), 0.1)
         tolerance = {"float32": 1e-3, "float64": 1e-8}[dtype]
@@ -519,13 +521,13 @@ def test_a_tied_embedding_is_known_by_the_kinds_of_its_uses():
 def test_an_optimizer_takes_the_step_of_the_dense_metric(optimizer):
     with jax.enable_x64(True):
         layer, g, batch = make_layer(), make_gradient(), make_batch(0)
-        taps = lbo.Taps((layer,))
+        taps, solver = lbo.Taps((layer,)), lbo.Cholesky(shrinkage=0.0)
         params = {"embed": {"embedding": jnp.ones_like(g.w[0])}}
         grads = {"embed": {"embedding": g.w[0]}}
         if optimizer == "lnb":
-            tx = lbo.lnb(1.0, taps, weight_decay=0.0)
+            tx = lbo.lnb(1.0, taps, solver, weight_decay=0.0)
         else:
-            tx = lbo.whiten(optax.sgd(1.0), taps)
+            tx = lbo.whiten(optax.sgd(1.0), taps, solver)
         stats = {"embed": measure(layer, batch)}
         update, state = tx.update(grads, tx.init(params), params, stats=stats)
         want = power(dense(*moments_of(batch), 0.03), -1, g.w[0])
@@ -538,3 +540,14 @@ def test_an_optimizer_takes_the_step_of_the_dense_metric(optimizer):
             lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype), state, after
         )
         assert all(jax.tree.leaves(kept))
+
+
+def test_shrinkage_is_of_the_correlations_of_hidden_states():
+    with jax.enable_x64(True):
+        layer, g, batch = make_layer(), make_gradient(), make_batch(0)
+        bound = lbo.Cholesky(ridge=0.1, every=1, shrinkage=0.3).bind(layer)
+        view, step = bound.read(measure(layer, batch)), jnp.zeros((), jnp.int32)
+        got = bound.solve(bound.update(bound.init(), view, step), view, g)
+        tokens, second = moments_of(batch)
+        shrunk = 0.7 * second + 0.3 * np.diag(np.diagonal(second))
+        close(got.w[0], power(dense(tokens, shrunk, 0.1), -1, g.w[0]))

@@ -119,7 +119,7 @@ def test_inner_optimizer_sees_white_gradients():
             return updates, state
 
         inner = optax.GradientTransformation(lambda params: (), spy)
-        tx = lbo.whiten(inner, taps, lbo.Cholesky(ridge=0.0))
+        tx = lbo.whiten(inner, taps, lbo.Cholesky(ridge=0.0, shrinkage=0.0))
         tx.update(grads, tx.init(params), params, stats=stats)
         (white, v), x = seen[0], np.asarray(batch[0])
         # f(x) = W^T x + b = V_w^T z + V_b with z the whitened input.

@@ -7,6 +7,7 @@ from typing import Any
 from linboost_optax import _checks
 from linboost_optax._layer import Layer
 from linboost_optax._solvers.base import Solves, Whitens, no_factor
+from linboost_optax._solvers.damping import Damping
 from linboost_optax._solvers.dual import Dual
 from linboost_optax._solvers.gram import GramInverse, GramRoot
 from linboost_optax._solvers.incomplete_cholesky import IncompleteCholesky
@@ -19,7 +20,8 @@ class Cholesky:
     r"""Exact solve on a moving average of the Gram matrix, refactored every k steps.
 
     .. math::
-      L L^T = \Sigma + \gamma I, \qquad H_w = L^{-T} L^{-1} (G_w - \mu G_b)
+      L L^T = (1 - a) \Sigma + a\, \mathrm{diag}(\Sigma) + \gamma I, \qquad
+      H_w = L^{-T} L^{-1} (G_w - \mu G_b)
 
     Unlike the textbook routine, no triangular system is solved in a step: the
     inverse is explicit, refreshed every ``every`` steps, and applied as a matrix
@@ -32,9 +34,13 @@ class Cholesky:
 
     Args:
       ridge: :math:`\gamma`, >= 0, absolute; default 0.03. Rounding errors of the
-        Gram matrix are added, so that 0 is safe with rank-deficient inputs.
+        Gram matrix are added, so that 0 is safe with rank-deficient inputs. Embeddings,
+        and layers with moments only, have none.
       decay: of the moving average of the Gram matrix, in [0, 1); default 0.95.
       every: refactor every so many steps, >= 1; default 10.
+      shrinkage: :math:`a`, by which correlations are reduced, in [0, 1]; default 0.1.
+        1 leaves a diagonal matrix. Where a layer has moments only, 0.1 is that of
+        ``IncompleteCholesky``.
 
     Raises:
       ValueError: if a hyper-parameter is out of range; when bound to layers with raw
@@ -43,7 +49,7 @@ class Cholesky:
     Example:
       >>> import linboost_optax as lbo
       >>> lbo.Cholesky(ridge=0.01)
-      Cholesky(ridge=0.01, decay=0.95, every=10)
+      Cholesky(ridge=0.01, decay=0.95, every=10, shrinkage=0.1)
 
     References:
       Munoz (2025), arXiv:2502.01131: the metric, here solved exactly.
@@ -52,11 +58,18 @@ class Cholesky:
     ridge: float = 0.03
     decay: float = 0.95
     every: int = 10
+    shrinkage: float = 0.1
 
     def __post_init__(self):
         _checks.at_least("ridge", self.ridge, 0)
         _checks.fraction("decay", self.decay)
         _checks.whole("every", self.every, 1)
+        _checks.between("shrinkage", self.shrinkage, 0, 1)
+
+    @property
+    def damping(self) -> Damping:
+        """What is added to the second moment."""
+        return Damping(self.ridge, self.shrinkage)
 
     def bind(self, layer: Layer) -> Solves:
         """Returns the solver of one layer.
@@ -95,13 +108,13 @@ def cholesky_on(statistic: Any, solver: Cholesky, layer: Layer, whitens: bool) -
 @cholesky_on.register
 def _(statistic: Gram, solver: Cholesky, layer: Layer, whitens: bool) -> Any:
     metric = GramRoot if whitens else GramInverse
-    return metric(solver.ridge, solver.decay, solver.every, layer, statistic)
+    return metric(solver.damping, solver.decay, solver.every, layer, statistic)
 
 
 @cholesky_on.register
 def _(statistic: Sketch, solver: Cholesky, layer: Layer, whitens: bool) -> Any:
     del whitens
-    return Nystrom(solver.ridge, solver.decay, solver.every, layer, statistic)
+    return Nystrom(solver.damping, solver.decay, solver.every, layer, statistic)
 
 
 @cholesky_on.register
@@ -114,4 +127,4 @@ def _(statistic: Inputs, solver: Cholesky, layer: Layer, whitens: bool) -> Any:
             "'inputs': the dual problem divides by it. Use a small ridge, e.g. "
             "1e-3, or statistic='gram'."
         )
-    return Dual(solver.ridge, layer, statistic)
+    return Dual(solver.damping, layer, statistic)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from linboost_optax._layer import Affine, Layer
+from linboost_optax._solvers.damping import Damping
 from linboost_optax._solvers.elimination import center, columns, uncenter
 from linboost_optax._statistics.inputs import BlockRows, Inputs
 
@@ -20,10 +21,10 @@ class Dual:
       = \Gamma^{-1} \big(V - X^T (X \Gamma^{-1} X^T + n I)^{-1} X \Gamma^{-1} V\big)
 
     with centred inputs :math:`X`, so that only an n x n matrix is factored. Diagonal
-    :math:`\Gamma` is the ridge and every feature's own rounding error.
+    :math:`\Gamma` is the damping and every feature's own rounding error.
     """
 
-    ridge: float
+    damping: Damping
     layer: Layer
     statistic: Inputs
 
@@ -49,8 +50,11 @@ class Dual:
         # The subtraction below leaves noise of a part of each feature's variance, and
         # centring leaves some units in the last place of its mean.
         eps = jnp.finfo(x.dtype).eps
-        rounding = eps * jnp.sum(x**2, axis=1) + (32 * eps * mean) ** 2
-        damping = self.ridge + rounding
+        squares = jnp.sum(x**2, axis=1)
+        rounding = eps * squares + (32 * eps * mean) ** 2
+        shrunk = self.damping.shrinkage * squares / rows
+        damping = shrunk + self.damping.ridge + rounding
+        x = self.damping.kept**0.5 * x
         v = center(g, mean)
         scaled = x / damping[:, None, :]
         kernel = jnp.einsum("knd,kmd->knm", scaled, x)

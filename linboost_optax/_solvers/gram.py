@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from linboost_optax._layer import Affine, Layer
 from linboost_optax._solvers import refreshed
+from linboost_optax._solvers.damping import Damping
 from linboost_optax._solvers.elimination import (
     center,
     output_mean,
@@ -44,7 +45,7 @@ class Root(NamedTuple):
 class _OnGram:
     """What solving and whitening on a Gram matrix share: all but what is cached."""
 
-    ridge: float
+    damping: Damping
     decay: float
     every: int
     layer: Layer
@@ -63,7 +64,7 @@ class _OnGram:
 
     def update(self, state: Refreshed, view: BlockGram, step: jax.Array) -> Refreshed:
         def factorise(averages: Any) -> tuple[jax.Array, Any]:
-            mean, root = _root(averages, self.ridge, self.layer.biased)
+            mean, root = _root(averages, self.damping, self.layer.biased)
             return mean, type(self).cached(root)
 
         return refreshed.update(
@@ -116,21 +117,25 @@ class GramRoot(_OnGram):
 
 
 def _root(
-    averages: tuple[jax.Array, jax.Array], ridge: float, biased: bool
+    averages: tuple[jax.Array, jax.Array], damping: Damping, biased: bool
 ) -> tuple[jax.Array, jax.Array]:
     """Returns the mean and the inverse of the Cholesky factor of the metric."""
     mean, outer = averages
     info = jnp.finfo(outer.dtype)
     # Of every feature its own: a column a thousand times the others' would hide them.
     rounding = outer.shape[-1] * info.eps * jnp.diagonal(outer, axis1=1, axis2=2)
-    if ridge == 0:  # features that were never there have no scale but the others'
+    if (
+        damping.ridge == 0
+    ):  # features that were never there have no scale but the others'
         rounding = rounding + jnp.max(rounding, axis=1, keepdims=True)
     if biased:
         outer = outer - mean[:, :, None] * mean[:, None, :]
     identity = jnp.broadcast_to(
         jnp.eye(outer.shape[-1], dtype=outer.dtype), outer.shape
     )
-    damping = (ridge + rounding + info.tiny)[:, None, :] * identity
+    variance = jnp.maximum(jnp.diagonal(outer, axis1=1, axis2=2), 0)
+    added = damping.shrinkage * variance + damping.ridge + rounding + info.tiny
+    metric = damping.kept * outer + added[:, None, :] * identity
     return mean, jax.lax.linalg.triangular_solve(
-        jnp.linalg.cholesky(outer + damping), identity, left_side=True, lower=True
+        jnp.linalg.cholesky(metric), identity, left_side=True, lower=True
     )

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from linboost_optax._layer import Affine, Layer
 from linboost_optax._solvers import refreshed
+from linboost_optax._solvers.damping import Damping
 from linboost_optax._solvers.elimination import (
     center,
     columns,
@@ -60,7 +61,7 @@ class Nystrom:
       J. Matrix Anal. Appl. 44(2); there with a multiple of the identity for the rest.
     """
 
-    ridge: float
+    damping: Damping
     decay: float
     every: int
     layer: Layer
@@ -98,14 +99,14 @@ class Nystrom:
             sketched = sketched - columns(mean) * seen[:, None, :]
             variance = jnp.maximum(mean_sq - mean**2, 0)
 
-        low = nystrom(sketched, omega)
+        low = self.damping.kept**0.5 * nystrom(sketched, omega)
         rest = jnp.maximum(variance - jnp.sum(low**2, axis=2), 0)
         # Powers are applied as differences: beyond this they would lose their sign.
         info = jnp.finfo(mean_sq.dtype)
         rounding = 16 * features * info.eps * mean_sq
-        if self.ridge == 0:  # features never seen have no scale but the others'
+        if self.damping.ridge == 0:  # features never seen have no scale but the others'
             rounding = rounding + jnp.max(rounding, axis=1, keepdims=True)
-        scale = jnp.sqrt(rest + self.ridge + rounding + info.tiny)
+        scale = jnp.sqrt(rest + self.damping.ridge + rounding + info.tiny)
 
         low = low / columns(scale)
         inner = jnp.einsum("kdr,kds->krs", low, low, precision=_HIGH)

@@ -26,6 +26,7 @@ import jax.numpy as jnp
 from linboost_optax._layer import Affine, Layer
 from linboost_optax._solvers import refreshed
 from linboost_optax._solvers.cholesky import Cholesky, cholesky_on
+from linboost_optax._solvers.damping import Damping
 from linboost_optax._solvers.elimination import columns, where_seen
 from linboost_optax._solvers.incomplete_cholesky import (
     ArrowMetric,
@@ -83,7 +84,7 @@ class TwoSided:
     squared.
     """
 
-    ridge: float
+    damping: Damping
     decay: float
     every: int
     layer: Layer
@@ -127,16 +128,23 @@ class TwoSided:
     def _factorise(self, averages: Any) -> tuple[jax.Array, Spectrum]:
         tokens, square, outer = averages
         sketched = isinstance(self.statistic.attend, Sketch)
-        spectrum = _of_sketch(square, outer) if sketched else _of_matrix(outer)
+        # Frequencies have no correlations, hidden states have.
+        kept = self.damping.kept
+        if sketched:
+            spectrum = _of_sketch(square, kept * outer)
+        else:
+            eye = jnp.eye(outer.shape[2], dtype=outer.dtype)[None]
+            own = self.damping.shrinkage * square[:, None, :] * eye
+            spectrum = _of_matrix(kept * outer + own)
         info = jnp.finfo(tokens.dtype)
         # Eigenvalues have the errors of the largest. Frequencies have none, but without
         # a ridge what was never there has no scale but the others'.
         largest = jnp.max(spectrum.along, axis=1, keepdims=True)
         rounding = outer.shape[2] * info.eps * largest
-        if self.ridge == 0:
+        if self.damping.ridge == 0:
             rounding = rounding + info.eps * jnp.max(tokens, axis=1, keepdims=True)
         # The mean of one-hot inputs, which goes with the spectrum, is the other side.
-        return tokens + (self.ridge + rounding + info.tiny), spectrum
+        return tokens + (self.damping.ridge + rounding + info.tiny), spectrum
 
     def solve(self, state: Refreshed, view: Any, g: Affine) -> Affine:
         del view
@@ -276,6 +284,6 @@ def _(statistic: Uses, solver: IncompleteCholesky, layer: Layer) -> SumOfArrows:
 @cholesky_on.register
 def _(statistic: Uses, solver: Cholesky, layer: Layer, whitens: bool) -> Any:
     if isinstance(statistic.attend, Gram | Sketch):
-        return TwoSided(solver.ridge, solver.decay, solver.every, layer, statistic)
+        return TwoSided(solver.damping, solver.decay, solver.every, layer, statistic)
     moments = cholesky_on.dispatch(Statistic)  # incomplete, as where there are no more
     return moments(statistic, solver, layer, whitens)
