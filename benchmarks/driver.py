@@ -6,9 +6,10 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import report, results
+from benchmarks import needs, report, results, tasks
 from benchmarks.job import BASELINE, Job, Options
 from benchmarks.jobs import JOBS
+from benchmarks.optimizers import OPTIMIZERS
 
 DEFAULT = "main"
 OUT = "benchmarks/results"
@@ -22,7 +23,9 @@ def main(argv: Sequence[str]) -> None:
         _report(args.results, args.readme)
     else:
         job = JOBS[args.job]
-        run(job, options(job, args))
+        chosen = options(job, args)
+        refuse(chosen)
+        run(job, chosen)
 
 
 def run(job: Job, options: Options) -> None:
@@ -47,6 +50,26 @@ def run(job: Job, options: Options) -> None:
         print(f"Wrote {', '.join(written)}", flush=True)
     if job.across is not None and len(found) > 1:
         print(f"\n{job.across(found)}", flush=True)
+
+
+def refuse(options: Options) -> None:
+    """Refuse optimizers that a task cannot give what they need, before anything runs.
+
+    Raises:
+      SystemExit: with the reason.
+    """
+    for name in options.optimizers:
+        if name not in OPTIMIZERS or not OPTIMIZERS[name].needs:
+            continue
+        for each in options.tasks:
+            # A quick task has smaller batches, and proves no less that it runs.
+            listed = each in tasks.TASKS
+            task = tasks.load(each, text=options.text) if listed else None
+            reason = needs.refusal(OPTIMIZERS[name].needs, task)
+            if reason is not None:
+                raise SystemExit(
+                    f"`--optimizers {name}` cannot run on `--tasks {each}`: {reason}"
+                )
 
 
 def with_default(argv: Sequence[str]) -> list[str]:
@@ -84,6 +107,7 @@ def options(job: Job, args: argparse.Namespace) -> Options:
         # A smoke run must not replace results that took an hour.
         out=args.out or (f"{OUT}/quick" if args.quick else OUT),
         quick=args.quick,
+        text=getattr(args, "text", None),
     )
 
 
@@ -112,6 +136,9 @@ def _add_job(jobs: argparse._SubParsersAction, job: Job) -> None:
         made.add_argument(
             "--seeds", type=_positive, help=f"how many (default {job.seeds})"
         )
+    if job.reads_text:
+        which = ", ".join(name for name in tasks.TASKS if tasks.TASKS[name].reads_text)
+        made.add_argument("--text", metavar="FILE", help=f"the text of {which}")
     made.add_argument("--out", help=f"the folder to write to (default {OUT})")
     made.add_argument(
         "--quick",

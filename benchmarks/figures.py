@@ -13,11 +13,12 @@ from benchmarks.optimizers import OPTIMIZERS
 
 LOSSES = {"train_loss": "training loss", "test_loss": "test loss"}
 
-# Nine strong colours, then their pale partners, which are dashed: eighteen styles, told
-# apart by hue, by strength and in black and white. Grey (7) is for lines of reference.
+# Nine strong colours, then their pale partners, which are dashed, then the strong ones
+# dotted: 27 styles, told apart by hue, by strength and in black and white. Grey (7) is
+# for lines of reference.
 _HUES = (0, 1, 2, 3, 4, 5, 6, 8, 9)
-COLOURS = [colormaps["tab20"](2 * hue + pale) for pale in (0, 1) for hue in _HUES]
-LINES = ["-"] * len(_HUES) + ["--"] * len(_HUES)
+COLOURS = [colormaps["tab20"](2 * hue + pale) for pale in (0, 1, 0) for hue in _HUES]
+LINES = [line for line in ("-", "--", ":") for _ in _HUES]
 
 
 def style(name: str) -> dict[str, Any]:

@@ -19,6 +19,7 @@ class Options:
     seeds: int
     out: str
     quick: bool = False  # a few steps, which prove only that it runs
+    text: str | None = None  # the file that tasks on a text of one's own read
 
 
 @dataclass(frozen=True)
@@ -45,5 +46,6 @@ class Job:
     optimizers: tuple[str, ...] = ()  # its competitors by default, if one may choose
     all_optimizers: tuple[str, ...] = ()
     seeds: int | None = None  # how many by default; None: it has no seeds
+    reads_text: bool = False  # whether it has tasks on a text of one's own
     guide: str | None = None
     preface: str = ""

@@ -1,8 +1,9 @@
 """The optimizers. A new one is one function under one decorator.
 
 Every function takes a learning-rate schedule and the model's taps (`None` for an
-optimizer that taps nothing) and returns an Optax transformation. Tables have the
-optimizers in this file's order, from the lowest decorator of a function up.
+optimizer that taps nothing, the task for one that needs it) and returns an Optax
+transformation. Tables have the optimizers in this file's order, from the lowest
+decorator of a function up.
 """
 
 from __future__ import annotations
@@ -18,6 +19,11 @@ from optax import contrib
 
 import linboost_optax as lbo
 from benchmarks.job import BASELINE
+from benchmarks.rivals.kfac import kfac
+from benchmarks.rivals.newton_muon import InputInverse
+from benchmarks.rivals.psgd import kron
+from benchmarks.rivals.shampoo import shampoo
+from benchmarks.rivals.soap import soap
 from linboost_optax.extend import Rule
 
 Build = Callable[[optax.Schedule, Any], optax.GradientTransformation]
@@ -36,6 +42,7 @@ class Optimizer:
     centre: float  # the middle of its learning rates, on a logarithmic scale
     statistic: Rule | None = None  # of `linen.taps`; None: no taps
     jobs: tuple[str, ...] = ()  # where it competes unless told otherwise
+    needs: tuple[str, ...] = ()  # of a task besides gradients; see `needs.py`
 
 
 OPTIMIZERS: dict[str, Optimizer] = {}
@@ -47,11 +54,12 @@ def optimizer(
     centre: float,
     statistic: Rule | None = None,
     jobs: tuple[str, ...] = (),
+    needs: tuple[str, ...] = (),
 ) -> Callable[[Build], Build]:
     """List a function as an optimizer; several times under several names."""
 
     def add(build: Build) -> Build:
-        OPTIMIZERS[name] = Optimizer(label, build, centre, statistic, jobs)
+        OPTIMIZERS[name] = Optimizer(label, build, centre, statistic, jobs, needs)
         return build
 
     return add
@@ -137,6 +145,66 @@ def lnb_conjugate_gradient(schedule: optax.Schedule, taps: Any):
 def whitened_adam(schedule: optax.Schedule, taps: Any) -> optax.GradientTransformation:
     """Adam in whitened coordinates, solver by default as for LNB."""
     return lbo.whiten(optax.adam(schedule), taps)
+
+
+@optimizer("soap", "SOAP", 1e-2, jobs=("main", "whiten"))
+def soap_both_sides(schedule: optax.Schedule, taps: Any):
+    """SOAP with full matrices on both sides, eigenvectors remade every 10 steps."""
+    del taps
+    return soap(schedule)
+
+
+@optimizer("shampoo", "Shampoo", 1e-2)
+def shampoo_on_adam(schedule: optax.Schedule, taps: Any):
+    """Shampoo with moving averages, grafted onto Adam."""
+    del taps
+    return shampoo(schedule)
+
+
+@optimizer("newton_muon", "Newton-Muon", 1e-2, GRAM)
+def newton_muon(schedule: optax.Schedule, taps: Any):
+    """Muon, as above, on gradients divided by the second moment of the inputs."""
+    return lbo.whiten(muon(schedule, taps), taps, InputInverse())
+
+
+@optimizer("psgd", "PSGD Kron", 3e-3)
+def psgd(schedule: optax.Schedule, taps: Any):
+    """PSGD with Kronecker-factored preconditioners, by its package's defaults."""
+    del taps
+    return kron(schedule)
+
+
+@optimizer("kfac", "K-FAC", 3e-1, needs=("task", "batch"))
+def kfac_fixed(schedule: optax.Schedule, task: Any):
+    """K-FAC with a fixed damping, momentum 0.9."""
+    return kfac(schedule, task, damping=1.0)
+
+
+@optimizer("kfac_adaptive", "K-FAC, adaptive damping", 3e-1, needs=("task", "batch"))
+def kfac_adaptive(schedule: optax.Schedule, task: Any):
+    """The same with the damping adapted by the rule of Levenberg and Marquardt."""
+    return kfac(schedule, task, damping=1.0, adaptive=True)
+
+
+@optimizer("lbfgs", "L-BFGS", 1.0, needs=("value", "grad", "value_fn"))
+def lbfgs(schedule: optax.Schedule, taps: Any) -> optax.GradientTransformation:
+    """L-BFGS with ten pairs and zoom line search, which leaves no rate to choose."""
+    del schedule, taps
+    return optax.lbfgs()
+
+
+@optimizer("adamw", "AdamW", 1e-2)
+def adamw(schedule: optax.Schedule, taps: Any) -> optax.GradientTransformation:
+    """Adam with a decoupled decay of the weights."""
+    del taps
+    return optax.adamw(schedule, weight_decay=1e-2)
+
+
+@optimizer("momentum", "SGD, momentum", 1e-1)
+def momentum(schedule: optax.Schedule, taps: Any) -> optax.GradientTransformation:
+    """Gradient descent with Nesterov's momentum."""
+    del taps
+    return optax.sgd(schedule, momentum=0.9, nesterov=True)
 
 
 def kernel_axes(params: optax.Params) -> Any:

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from benchmarks import needs
 from benchmarks.optimizers import Optimizer
 from benchmarks.tasks import Task
 from linboost_optax import linen
@@ -64,20 +65,22 @@ def compile_trainer(task: Task, optimizer: Optimizer) -> Trainer:
     batch = task.batch_like()
     taps = _taps(task, optimizer, batch)
     value_and_grad = _value_and_grad(task, optimizer, taps)
+    context = task if "task" in optimizer.needs else taps
 
     def init(seed: int) -> Carry:
         x = batch["x"][:2]
         variables = task.model.init(jax.random.key(seed), x, **task.init_kwargs)
         params = variables.pop("params")
-        transformation = optimizer.build(lambda count: jnp.zeros(()), taps)
+        transformation = optimizer.build(lambda count: jnp.zeros(()), context)
         return Carry(
             params, variables, transformation.init(params), jnp.zeros((), jnp.int32)
         )
 
     def step(carry: Carry, data: Any, order: jax.Array, peak: jax.Array) -> Carry:
         batch = jax.tree.map(lambda value: value[order[carry.steps]], data)
-        (_, state), grads, extra = value_and_grad(carry.params, carry.state, batch)
-        transformation = optimizer.build(schedule_for(task, peak), taps)
+        (loss, state), grads, extra = value_and_grad(carry.params, carry.state, batch)
+        extra |= needs.given(optimizer.needs, task, carry.state, batch, loss, grads)
+        transformation = optimizer.build(schedule_for(task, peak), context)
         transformation = optax.with_extra_args_support(transformation)
         updates, opt_state = transformation.update(
             grads, carry.opt_state, carry.params, **extra

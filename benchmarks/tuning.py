@@ -77,11 +77,13 @@ def record(tuning: dict[float, Curves], task: Task, goal: float) -> dict[str, An
 def recorded(name: str, task: Task, options: Options) -> dict[str, Any]:
     """What the `whiten` job tuned, by optimizer: its JSON in the same folder, if any.
 
-    A smoke run's record is none for a real run, and the other way round.
+    A smoke run's record is none for a real run, and the other way round; nor is one
+    of the same task on another text.
     """
     path = Path(options.out) / f"whiten-{name}.json"
     found: Result = results.read(path) if path.is_file() else {}
-    return found["optimizers"] if found.get("steps") == task.steps else {}
+    same = (found.get("steps"), found.get("title")) == (task.steps, task.title)
+    return found["optimizers"] if same else {}
 
 
 def recorded_losses(entry: dict[str, Any]) -> dict[float, float]:

@@ -8,10 +8,11 @@ from benchmarks import optimizers, tasks
 
 
 def choices(job: str) -> dict[str, Any]:
-    """Arguments of `Job`: the tasks and the optimizers that name it, and all."""
+    """Arguments of `Job`: the tasks and optimizers that name it, all, a text."""
     return {
         "tasks": tasks.of(job),
         "all_tasks": tuple(tasks.TASKS),
         "optimizers": optimizers.of(job),
         "all_optimizers": tuple(optimizers.OPTIMIZERS),
+        "reads_text": True,
     }

@@ -66,7 +66,7 @@ VARIANTS: list[Optimizer] = [
 
 def run(name: str, options: Options) -> Result:
     """Train every variant on the first seed."""
-    task = tasks.load(name, options.quick)
+    task = tasks.load(name, options.quick, options.text)
     goal, rate = reference(name, task, options)
     evaluate = compile_evaluate(task)
     rows = []
@@ -132,6 +132,7 @@ JOB = Job(
     ),
     tasks=tasks.of("defaults"),
     all_tasks=tuple(tasks.TASKS),
+    reads_text=True,
     run=run,
     table=lambda result: across([result]),
     across=across,

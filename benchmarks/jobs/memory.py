@@ -18,7 +18,7 @@ SIZES = {"temporary_bytes": "temporary MiB", "state_bytes": "state MiB"}
 
 def run(name: str, options: Options) -> Result:
     """Bytes that the compiler sets aside for a step, and bytes of the state."""
-    task = tasks.load(name, options.quick)
+    task = tasks.load(name, options.quick, options.text)
     sizes = {}
     for key in tqdm(options.optimizers, desc=f"{name}, compiling"):
         trainer = compile_trainer(task, OPTIMIZERS[key])

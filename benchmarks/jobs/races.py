@@ -26,7 +26,7 @@ from benchmarks.training import (
 
 def run(name: str, options: Options) -> Result:
     """Tune on the first seed, untimed; then race the tuned optimizers, clocked."""
-    task = tasks.load(name, options.quick)
+    task = tasks.load(name, options.quick, options.text)
     points = tuning.points(options.quick)
     evaluate = compile_evaluate(task)
     runs = len(options.optimizers) * (points + options.seeds)

@@ -35,7 +35,7 @@ POINTS = 9
 
 def run(name: str, options: Options) -> Result:
     """Train at every learning rate; losses are medians over the seeds."""
-    task = tasks.load(name, options.quick)
+    task = tasks.load(name, options.quick, options.text)
     tuned = tuning.points(options.quick)
     points = 3 if options.quick else POINTS
     evaluate = compile_evaluate(task)

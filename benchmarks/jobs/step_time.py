@@ -26,7 +26,7 @@ COMPILATIONS = 3  # of each step; the median counts
 
 def run(name: str, options: Options) -> Result:
     """Compile all optimizers in turn, then time them in turn."""
-    task = tasks.load(name, options.quick)
+    task = tasks.load(name, options.quick, options.text)
     trainers, compiling = compile_all(
         task, options.optimizers, 1 if options.quick else COMPILATIONS
     )

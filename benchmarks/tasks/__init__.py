@@ -4,14 +4,22 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from benchmarks.tasks import dense, convolutional, text  # noqa: F401  # isort: skip
+from benchmarks.tasks import dense, convolutional  # noqa: F401  # isort: skip
+from benchmarks.tasks import text as _text  # noqa: F401  # isort: skip
 from benchmarks.tasks._task import TASKS, Task, of
 
 __all__ = ["TASKS", "Task", "load", "of"]
 
 
-def load(name: str, quick: bool = False) -> Task:
-    """Build a task; a quick one takes a few steps and proves only that it runs."""
-    task = TASKS[name].build()
+def load(name: str, quick: bool = False, text: str | None = None) -> Task:
+    """Build a task; a quick one takes a few steps and proves only that it runs.
+
+    Args:
+      name: of the task.
+      quick: whether to take a few steps only.
+      text: the file that tasks on a text of one's own read; None: what is bundled.
+    """
+    listed = TASKS[name]
+    task = listed.build(text) if listed.reads_text else listed.build()
     small = {"steps": 4, "every": 2, "batch_size": 32, "evaluated": 32}
     return replace(task, **small) if quick else task

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 
 class MLP(nn.Module):
-    """Dense layers with tanh between them; the last one is linear."""
+    """Dense layers with tanh between them, or another; the last one is linear."""
 
     features: tuple[int, ...]
     use_bias: bool = True
     linear: bool = False
+    activation: Callable[[jax.Array], jax.Array] = nn.tanh
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         del train
         for width in self.features[:-1]:
             x = nn.Dense(width, use_bias=self.use_bias)(x)
-            x = x if self.linear else nn.tanh(x)
+            x = x if self.linear else self.activation(x)
         return nn.Dense(self.features[-1], use_bias=self.use_bias)(x)
 
 

@@ -15,6 +15,7 @@ import optax
 Data = dict[str, jax.Array]
 Loss = Callable[[Any, Any, Data], tuple[jax.Array, Any]]
 Metrics = Callable[[Any, Any, Data], dict[str, jax.Array]]
+Criterion = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,12 @@ class Task:
     target: str = "train_loss"  # the curve on which the optimizers race
     evaluated: int = 2000  # samples of each split that an evaluation reads, at most
     init_kwargs: dict[str, Any] = field(default_factory=lambda: {"train": True})
+    criterion: Criterion | None = None  # of outputs and targets, if it is all the loss
+
+    @property
+    def whole(self) -> bool:
+        """Whether every batch is the whole training set."""
+        return self.batch_size == len(self.train["x"])
 
     def batch_like(self) -> Data:
         """The first samples: a batch of the right shapes."""
@@ -48,19 +55,22 @@ class Task:
 class Listed:
     """How to build a task, and the jobs that run it unless told otherwise."""
 
-    build: Callable[[], Task]
+    build: Callable[..., Task]  # of the file to read, if it reads one
     jobs: tuple[str, ...]
+    reads_text: bool = False
 
 
 TASKS: dict[str, Listed] = {}
 COMPARED = ("whiten", "sensitivity", "memory")  # the jobs that compare all tasks
 
 
-def task(*jobs: str) -> Callable[[Callable[[], Task]], Callable[[], Task]]:
+def task(
+    *jobs: str, reads_text: bool = False
+) -> Callable[[Callable[..., Task]], Callable[..., Task]]:
     """List a function as a task, under its own name."""
 
-    def add(build: Callable[[], Task]) -> Callable[[], Task]:
-        TASKS[build.__name__] = Listed(build, jobs)
+    def add(build: Callable[..., Task]) -> Callable[..., Task]:
+        TASKS[build.__name__] = Listed(build, jobs, reads_text)
         return build
 
     return add
@@ -73,7 +83,7 @@ def of(job: str) -> tuple[str, ...]:
 
 def supervised(
     model: nn.Module,
-    criterion: Callable[[jax.Array, jax.Array], jax.Array],
+    criterion: Criterion,
     accuracy: bool = False,
 ) -> tuple[Loss, Metrics]:
     """Loss and metrics of a model called as `model(x, train)` against targets `y`."""
@@ -105,6 +115,12 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
 def squared_error(outputs: jax.Array, targets: jax.Array) -> jax.Array:
     """Squared error, summed over the last axis, mean over the samples."""
     return jnp.mean(jnp.sum((outputs - targets) ** 2, axis=-1))
+
+
+def bernoulli(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """Cross-entropy of independent pixels, summed over them, mean over the samples."""
+    losses = optax.sigmoid_binary_cross_entropy(logits, targets)
+    return jnp.mean(jnp.sum(losses, axis=-1))
 
 
 def on_device(**arrays: np.ndarray) -> Data:

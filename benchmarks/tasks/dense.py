@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import flax.linen as nn
 import jax
 import numpy as np
 
+from benchmarks.tasks import _curves
 from benchmarks.tasks._digits import Split, digits, shifted
 from benchmarks.tasks._models import MLP
 from benchmarks.tasks._task import (
     COMPARED,
+    Criterion,
     Task,
+    bernoulli,
     cross_entropy,
     on_device,
     squared_error,
@@ -36,7 +40,7 @@ def digits_autoencoder() -> Task:
     """Tanh autoencoder 64-128-64-16-64-128-64 on 8x8 digits, squared error."""
     train, test = digits()
     model = MLP((128, 64, 16, 64, 128, 64))
-    return _autoencoder(model, train, test, batch_size=256, steps=600)
+    return _autoencoder(model, train[0], test[0], batch_size=256, steps=600)
 
 
 @task("step_time", "defaults", *COMPARED)
@@ -44,7 +48,52 @@ def autoencoder_784() -> Task:
     """Tanh autoencoder 784-256-64-16-64-256-784, batch 500, same images."""
     train, test = _mnist_like()
     model = MLP((256, 64, 16, 64, 256, 784))
-    return _autoencoder(model, train, test, batch_size=500, steps=320)
+    return _autoencoder(model, train[0], test[0], batch_size=500, steps=320)
+
+
+@task(*COMPARED)
+def curves() -> Task:
+    """The deepest of the classical autoencoders, 784-400-...-6-...-784, on curves.
+
+    Hinton and Salakhutdinov (2006); as in Martens (2010) and what followed, but with
+    tanh and squared error, as the autoencoders above.
+    """
+    hidden = (400, 200, 100, 50, 25)
+    train, test = _curves.images(20_000, seed=0), _curves.images(2_000, seed=1)
+    return _autoencoder(
+        MLP((*hidden, 6, *hidden[::-1], 784)),
+        train,
+        test,
+        batch_size=250,
+        steps=400,
+        every=20,
+        evaluated=1000,
+        what=" on curves",
+    )
+
+
+@task()
+def autoencoder_pixels() -> Task:
+    """ReLU autoencoder 784-256-64-16-64-256-784 with a Bernoulli for every pixel."""
+    train, test = _mnist_like()
+    return _autoencoder(
+        MLP((256, 64, 16, 64, 256, 784), activation=nn.relu),
+        train[0],
+        test[0],
+        batch_size=250,
+        steps=320,
+        what=", ReLU, Bernoulli pixels",
+        criterion=bernoulli,
+    )
+
+
+@task()
+def autoencoder_hinton() -> Task:
+    """Tanh autoencoder 784-1000-500-250-30-250-500-1000-784 on the enlarged digits."""
+    train, test = _mnist_like()
+    hidden = (1000, 500, 250)
+    model = MLP((*hidden, 30, *hidden[::-1], 784))
+    return _autoencoder(model, train[0], test[0], batch_size=250, steps=400, every=20)
 
 
 @task(*COMPARED)
@@ -70,6 +119,7 @@ def factorisation() -> Task:
         metrics=metrics,
         batch_size=1000,
         steps=600,
+        criterion=squared_error,
     )
 
 
@@ -85,7 +135,7 @@ def _classifier(
 ) -> Task:
     loss, metrics = supervised(model, cross_entropy, accuracy=True)
     return Task(
-        title=f"Classifier {_widths(train, model)}",
+        title=f"Classifier {_widths(train[0], model)}",
         model=model,
         train=on_device(x=_flat(train[0]), y=train[1]),
         test=on_device(x=_flat(test[0]), y=test[1]),
@@ -94,27 +144,38 @@ def _classifier(
         batch_size=batch_size,
         steps=steps,
         evaluated=len(train[0]),
+        criterion=cross_entropy,
     )
 
 
 def _autoencoder(
-    model: MLP, train: Split, test: Split, batch_size: int, steps: int
+    model: MLP,
+    train: np.ndarray,
+    test: np.ndarray,
+    batch_size: int,
+    steps: int,
+    every: int = 10,
+    evaluated: int | None = None,
+    what: str = "",
+    criterion: Criterion = squared_error,
 ) -> Task:
-    loss, metrics = supervised(model, squared_error)
+    loss, metrics = supervised(model, criterion)
 
     def data(images: np.ndarray) -> dict[str, jax.Array]:
         return on_device(x=_flat(images), y=_flat(images))
 
     return Task(
-        title=f"Autoencoder {_widths(train, model)}",
+        title=f"Autoencoder {_widths(train, model)}{what}",
         model=model,
-        train=data(train[0]),
-        test=data(test[0]),
+        train=data(train),
+        test=data(test),
         loss=loss,
         metrics=metrics,
         batch_size=batch_size,
         steps=steps,
-        evaluated=len(train[0]),
+        every=every,
+        evaluated=evaluated or len(train),
+        criterion=criterion,
     )
 
 
@@ -130,5 +191,5 @@ def _flat(images: np.ndarray) -> np.ndarray:
     return images.reshape(len(images), -1)
 
 
-def _widths(split: Split, model: MLP) -> str:
-    return "-".join(map(str, (split[0][0].size, *model.features)))
+def _widths(images: np.ndarray, model: MLP) -> str:
+    return "-".join(map(str, (images[0].size, *model.features)))

@@ -87,7 +87,7 @@ def test_without_a_job_the_main_one_runs():
     job, chosen = parse()
     assert job == "main"
     assert chosen.tasks == ("digits_classifier", "digits_autoencoder")
-    assert chosen.optimizers == ("adam", "lnb_ic", "lnb", "lnb_cg")
+    assert chosen.optimizers == ("adam", "lnb_ic", "lnb", "lnb_cg", "soap")
     assert (chosen.seeds, chosen.quick, chosen.out) == (1, False, "benchmarks/results")
     assert parse("--seeds", "3")[1].seeds == 3
 
@@ -114,12 +114,44 @@ def test_the_baseline_runs_first_and_once():
         (["ills", "--optimizers", "muon"], "invalid choice: 'muon'"),
         (["memory", "--seeds", "2"], "unrecognized arguments: --seeds 2"),
         (["wither"], "invalid choice: 'wither' (choose from "),
+        (["ills", "--text", "x"], "unrecognized arguments: --text x"),
     ],
 )
 def test_bad_options_are_refused(arguments, message, capsys):
     with pytest.raises(SystemExit):
         driver.main(arguments)
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["whiten", "--tasks", "gru", "--optimizers", "lbfgs"], r"`--tasks gru`: .*32"),
+        (["step_time", "--tasks", "cnn", "--optimizers", "kfac"], r"no criterion"),
+        (
+            ["compile_time", "--tasks", "transformer12", "--optimizers", "lbfgs"],
+            r"`--optimizers lbfgs` cannot run on .*more of a task than the job has",
+        ),
+    ],
+)
+def test_an_optimizer_that_a_task_cannot_serve_is_refused(arguments, message, tmp_path):
+    folder = tmp_path / "results"
+    with pytest.raises(SystemExit, match=message):
+        driver.main([*arguments, "--quick", "--out", str(folder)])
+    assert not folder.exists()
+
+
+def test_an_optimizer_that_a_task_serves_runs(options):
+    driver.refuse(replace(options, tasks=("factorisation",), optimizers=("lbfgs",)))
+    driver.refuse(replace(options, tasks=("diabetes",), optimizers=("adam", "ills")))
+
+
+def test_a_text_is_handed_to_the_jobs_that_read_one():
+    _, chosen = parse("whiten", "--tasks", "shakespeare", "--text", "input.txt")
+    assert chosen.text == "input.txt"
+    assert parse("whiten")[1].text is parse("ills")[1].text is None
+    for name in ("main", "whiten", "sensitivity", "memory", "step_time", "defaults"):
+        assert JOBS[name].reads_text
 
 
 def test_help_lists_the_jobs(capsys):

@@ -1,15 +1,22 @@
 """Tasks and optimizers: each is what it says it is."""
 
+import json
 import math
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from scipy.interpolate import CubicSpline
 
+from benchmarks import tasks, tuning
+from benchmarks.job import Options
 from benchmarks.optimizers import OPTIMIZERS, grid, kernel_axes
-from benchmarks.tasks import TASKS, _digits, text
+from benchmarks.tasks import TASKS, _curves, _digits, text
+from benchmarks.tasks._models import MLP
+from benchmarks.tasks._task import bernoulli
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -105,3 +112,143 @@ def test_muon_orthogonalises_kernels_alone():
     updates, _ = jax.jit(transformation.update)(grads, state, params)
     singular = np.linalg.svd(np.reshape(updates["Conv"]["kernel"], (18, 4)))[1]
     assert singular.max() / singular.min() < 2
+
+
+DENSE = (
+    *("digits_classifier", "digits_autoencoder", "autoencoder_784", "mlp_784"),
+    *("curves", "autoencoder_pixels", "autoencoder_hinton", "factorisation"),
+)
+
+
+@pytest.mark.parametrize("name", DENSE)
+def test_a_criterion_is_all_there_is_to_the_loss(name):
+    task = TASKS[name].build()
+    batch = {key: value[:8] for key, value in task.train.items()}
+
+    @jax.jit
+    def losses():
+        params = task.model.init(jax.random.key(0), batch["x"])["params"]
+        outputs = task.model.apply({"params": params}, batch["x"])
+        return task.loss(params, {}, batch)[0], task.criterion(outputs, batch["y"])
+
+    loss, expected = losses()
+    assert loss == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_curves_are_natural_splines_through_their_points():
+    points = _curves.points(20, seed=3).astype(np.float64)
+    times = np.linspace(0, 1, 41)
+    spline = CubicSpline([0, 0.5, 1], points, axis=1, bc_type="natural")
+    got = _curves.spline(points, times)
+    np.testing.assert_allclose(got, spline(times), atol=1e-12)
+    np.testing.assert_allclose(got[:, [0, 20, 40]], points, atol=1e-12)
+
+
+def test_curves_are_drawn_through_their_points():
+    images, points = _curves.images(300, seed=3), _curves.points(300, seed=3)
+    assert images.shape == (300, 28, 28)
+    assert images.dtype == np.float32
+    assert images.min() >= 0
+    assert images.max() <= 1
+    assert 0.02 < images.mean() < 0.15  # a stroke, and empty paper
+    # Strokes are anti-aliased: there is grey, but most pixels are paper or ink.
+    grey = np.mean((images > 0.1) & (images < 0.9))
+    assert 0.01 < grey < 0.1
+    column, row = np.rint(points).astype(int).T  # each [point, image]
+    ink = images[np.arange(300), row, column]
+    # Half a pen at an end, and up to half a pixel to the centre of the next one.
+    assert ink.min() > 0.3
+    assert np.median(ink[1]) > 0.9
+
+
+def test_a_straight_curve_is_a_line_of_the_pens_width():
+    """Ink is 4 exp(-d^2 / 2 s^2) at a distance d from a line, and then saturates."""
+    path = np.stack([np.linspace(-5, 33, 400), np.full(400, 14.0)], axis=-1)
+    image = _curves.draw(path[None])[0]
+    distance = np.arange(28) - 14.0
+    ink = 4 * np.exp(-(distance**2) / (2 * _curves.STROKE**2))
+    expected = np.broadcast_to((1 - np.exp(-ink))[:, None], (28, 28))
+    np.testing.assert_allclose(image, expected, atol=1e-6)
+
+
+def test_curves_are_the_same_every_time_and_fewer_are_the_first_of_more():
+    images = _curves.images(_curves.CHUNK + 7, seed=0)
+    np.testing.assert_array_equal(images, _curves.images(_curves.CHUNK + 7, seed=0))
+    np.testing.assert_allclose(images[:5], _curves.images(5, seed=0), atol=1e-6)
+    assert not np.array_equal(images, _curves.images(_curves.CHUNK + 7, seed=1))
+
+
+def test_pixels_are_bernoulli_variables():
+    logits = np.array([[0.0, math.log(3)], [2.0, -1.0]])
+    targets = np.array([[1.0, 0.0], [0.25, 1.0]])
+    chances = 1 / (1 + np.exp(-logits))
+    each = targets * np.log(chances) + (1 - targets) * np.log(1 - chances)
+    assert np.sum(each[0]) == pytest.approx(math.log(1 / 2) + math.log(1 / 4))
+    got = bernoulli(jnp.asarray(logits), jnp.asarray(targets))
+    assert float(got) == pytest.approx(-np.mean(np.sum(each, axis=1)), rel=1e-6)
+
+
+def test_a_network_has_the_activation_it_is_given():
+    x = np.array([[1.0, -2.0]])
+    model = MLP((2, 1), use_bias=False, activation=nn.relu)
+    params = {
+        "Dense_0": {"kernel": jnp.array([[1.0, 1.0], [0.0, 1.0]])},
+        "Dense_1": {"kernel": jnp.array([[3.0], [5.0]])},
+    }
+    assert model.apply({"params": params}, x) == pytest.approx(np.array([[3.0]]))
+
+
+@pytest.fixture
+def verse(tmp_path):
+    path = tmp_path / "verse.txt"
+    path.write_text("ab\nü" * 500, encoding="utf-8")
+    return path
+
+
+def test_a_text_is_read_with_the_characters_it_has(verse):
+    codes, vocabulary = text.read(verse)
+    assert vocabulary == 4
+    # In the order of their code points: newline, a, b, ü.
+    np.testing.assert_array_equal(codes, [1, 2, 0, 3] * 500)
+
+
+def test_a_task_on_a_text_of_ones_own(verse):
+    task = tasks.load("shakespeare", text=str(verse))
+    assert (task.model.vocabulary, task.model.blocks, task.model.width) == (4, 4, 128)
+    assert "verse.txt" in task.title
+    assert task.train["x"].shape == ((1800 - 1) // 64, 64)
+    assert task.test["x"].shape == ((200 - 1) // 64, 64)
+    bundled = tasks.load("shakespeare")
+    assert bundled.model.vocabulary == text.VOCABULARY
+    assert "standard library" in bundled.title
+    assert (bundled.steps, tasks.load("shakespeare_full").steps) == (600, 2000)
+    assert len(tasks.load("transformer", text=str(verse)).train["x"]) > 1000
+
+
+def test_a_record_on_another_text_is_none(verse, tmp_path):
+    bundled = tasks.load("shakespeare", quick=True)
+    record = {
+        "job": "whiten",
+        "task": "shakespeare",
+        "title": bundled.title,
+        "steps": bundled.steps,
+        "optimizers": {"adam": {"curves": []}},
+    }
+    (tmp_path / "whiten-shakespeare.json").write_text(json.dumps(record))
+    options = Options(tasks=(), optimizers=(), seeds=1, out=str(tmp_path))
+    assert list(tuning.recorded("shakespeare", bundled, options)) == ["adam"]
+    other = tasks.load("shakespeare", quick=True, text=str(verse))
+    assert tuning.recorded("shakespeare", other, options) == {}
+
+
+def test_a_text_that_is_missing_or_short_is_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"`--text` must name a file, got"):
+        tasks.load("shakespeare", text=str(tmp_path))
+    short = tmp_path / "short.txt"
+    short.write_text("x" * (text.SHORTEST - 1))
+    with pytest.raises(ValueError, match=r"at least 1280 characters, got 1279 in"):
+        tasks.load("shakespeare", text=str(short))
+    short.write_text("x" * text.SHORTEST)
+    task = tasks.load("shakespeare", text=str(short))
+    assert len(task.train["x"]) >= task.batch_size
+    assert len(task.test["x"]) >= 1

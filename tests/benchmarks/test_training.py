@@ -93,7 +93,9 @@ class Bigram(nn.Module):
 
 
 def test_state_and_integer_inputs_pass_through():
-    task = text._language_model("Bigram", Bigram(), batch_size=4, steps=4)
+    task = text._language_model(
+        "Bigram", Bigram(), text.corpus(), batch_size=4, steps=4
+    )
     trainer = training.compile_trainer(task, OPTIMIZERS["whiten"])
     start = trainer.init(0)
     before = jax.device_get((start.params, start.state))
