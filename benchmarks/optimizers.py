@@ -147,6 +147,19 @@ def whitened_adam(schedule: optax.Schedule, taps: Any) -> optax.GradientTransfor
     return lbo.whiten(optax.adam(schedule), taps)
 
 
+@optimizer(
+    "polar",
+    "polar",
+    1e-2,
+    lbo.Auto(),
+    jobs=("main", "sensitivity", "whiten", "step_time"),
+)
+@optimizer("polar_ic", "polar, moments", 1e-2, lbo.Moments())
+def polar(schedule: optax.Schedule, taps: Any) -> optax.GradientTransformation:
+    """Orthogonalised momentum in whitened coordinates: the recommended recipe."""
+    return lbo.polar(schedule, taps)
+
+
 @optimizer("soap", "SOAP", 1e-2, jobs=("main", "whiten"))
 def soap_both_sides(schedule: optax.Schedule, taps: Any):
     """SOAP with full matrices on both sides, eigenvectors remade every 10 steps."""

@@ -24,12 +24,13 @@ SOLVERS = {
     "incomplete": lbo.IncompleteCholesky(),
     "cg": lbo.ConjugateGradient(),
 }
-RATE = {"lnb": 0.1, "scale": 0.1, "whiten": 0.03}
+RATE = {"lnb": 0.1, "scale": 0.1, "whiten": 0.03, "polar": 0.03}
 OPTIMIZERS = [
     *(("lnb", solver) for solver in SOLVERS),
     *(("scale", solver) for solver in SOLVERS),
     ("whiten", "cholesky"),
     ("whiten", "incomplete"),
+    ("polar", "cholesky"),
 ]
 each_optimizer = pytest.mark.parametrize(("name", "solver"), OPTIMIZERS)
 # Of the three that share all but a weight decay, wrappers see one.
@@ -45,6 +46,8 @@ def optimizer(name, solver, taps, rate=None):
     if name == "scale":
         scale = lbo.scale_by_lnb(taps, solver)
         return optax.chain(scale, optax.scale_by_learning_rate(rate))
+    if name == "polar":
+        return lbo.polar(rate, taps, solver)
     return lbo.whiten(optax.adam(rate), taps, solver)
 
 
@@ -167,8 +170,8 @@ def test_tree_map_params_sees_parameters_alone(name, solver):
         for new, old in zip(jax.tree.leaves(marked), jax.tree.leaves(state))
         if bool(jnp.any(new != old))
     ]
-    # One average of the gradients, or Adam's two.
-    assert len(changed) == 4 * (2 if name == "whiten" else 1)
+    # One average of the gradients, or Adam's two; of kernels one, of biases two.
+    assert len(changed) == {"whiten": 8, "polar": 2 * 1 + 2 * 2}.get(name, 4)
     assert set(changed) == like_params
 
 

@@ -240,7 +240,8 @@ class Tokens(nn.Module):
 def test_partition_leaves_an_embedding_to_plain_adam():
     model, tokens = Tokens(), jnp.arange(12).reshape(4, 3) % 7
     params = model.init(jax.random.key(0), tokens)["params"]
-    taps = linen.taps(model, tokens)
+    asked = lbo.Auto(embeddings=lbo.Counts(whitened=True))
+    taps = linen.taps(model, tokens, statistic=asked)
     labels = jax.tree_util.tree_map_with_path(lambda path, _: path[0].key, params)
     tx = optax.partition(
         {"Dense_0": lbo.whiten(optax.adam(0.1), taps), "embedding": optax.adam(0.1)},
@@ -280,3 +281,42 @@ def test_an_inner_state_that_starts_at_infinity():
         updates, state = tx.update(grads, state, params, stats=stats, value=value)
     assert optax.tree.get(state, "skipped") == 0
     assert all(jnp.any(u != 0) for u in jax.tree.leaves(updates))
+
+
+def tokens_model():
+    model = nn.Sequential([nn.Embed(7, 4), nn.Dense(3)])
+    tokens = jnp.array([[0, 1, 1, 2], [0, 0, 0, 6]])
+    params = model.init(jax.random.key(0), tokens)["params"]
+
+    def loss_fn(params, tokens):
+        return jnp.mean(jnp.sin(model.apply({"params": params}, tokens)))
+
+    return model, params, tokens, loss_fn
+
+
+def first_step(embeddings, make):
+    model, params, tokens, loss_fn = tokens_model()
+    taps = linen.taps(model, tokens, statistic=lbo.Auto(embeddings=embeddings))
+    _, grads, stats = linen.value_and_grad(loss_fn, taps)(params, tokens)
+    tx = lbo.whiten(make(), taps)
+    updates, _ = tx.update(grads, tx.init(params), params, stats=stats)
+    return updates["layers_0"]["embedding"], grads["layers_0"]["embedding"]
+
+
+def test_embeddings_are_left_in_their_own_coordinates():
+    updates, grads = first_step(lbo.Counts(), lambda: optax.sgd(1.0))
+    np.testing.assert_array_equal(updates, -grads)
+
+
+def test_embeddings_are_whitened_where_that_is_asked_for():
+    """Gradient descent then divides by the frequency, shrunk as moments are."""
+    updates, grads = first_step(lbo.Counts(whitened=True), lambda: optax.sgd(1.0))
+    share = np.array([4, 2, 1, 0, 0, 0, 1]) / 8
+    variance = share - share**2
+    metric = 0.9 * variance + 0.1 * variance.mean() + share**2
+    np.testing.assert_allclose(updates, -grads / metric[:, None], rtol=1e-5)
+
+
+def test_embeddings_have_no_statistic_but_counts():
+    with pytest.raises(TypeError, match=r"`embeddings` must be lbo.Counts\(\)"):
+        lbo.Auto(embeddings="moments")

@@ -25,6 +25,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 
 from linboost_optax._layer import Affine, Layer
+from linboost_optax._solvers.as_is import AsIs
 
 
 class Metric(Protocol):
@@ -122,6 +123,8 @@ def check(solver: object) -> Solver:
 
 def bind_factor(solver: Solver, layer: Layer) -> Whitens:
     """Returns the factor of one layer's metric; raises where there is none."""
+    if not layer.statistic.whitens:
+        return AsIs(layer)
     if not isinstance(solver, WhiteningSolver):
         raise no_factor(solver, layer)
     return solver.bind_factor(layer)

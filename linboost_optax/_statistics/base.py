@@ -102,6 +102,11 @@ class Statistic(ABC):
         return True
 
     @property
+    def whitens(self) -> bool:
+        """Whether ``whiten`` changes the coordinates of its layers; by default so."""
+        return True
+
+    @property
     def as_read(self) -> Statistic:
         """The statistic whose values these are for a solver; by default this one."""
         return self

@@ -60,6 +60,15 @@ class Counts(Statistic):
     Sum, sum of squares and Gram matrix of one-hot inputs are these counts, so every
     embedding takes this statistic, whatever is asked for the model.
 
+    ``lnb`` divides the gradient of every token's row by its frequency. ``whiten``
+    leaves embeddings as they are: their metric is diagonal, and optimizers such as Adam
+    do not see a diagonal change of coordinates but in the length of steps, which it
+    makes longest for the tokens that are least known.
+
+    Args:
+      whitened: whether ``whiten`` changes the coordinates of embeddings, too; default
+        False. It is asked for by ``Auto(embeddings=Counts(whitened=True))``.
+
     Example:
       >>> import flax.linen as nn, jax.numpy as jnp
       >>> from linboost_optax import linen
@@ -69,8 +78,14 @@ class Counts(Statistic):
       statistics: 24 bytes
     """
 
+    whitened: bool = False
+
     name: ClassVar[str] = "counts"
     reads_rows: ClassVar[bool] = True
+
+    @property
+    def whitens(self) -> bool:
+        return self.whitened
 
     def choose(self, kind: Kind) -> Statistic:
         if not kind.one_hot:

@@ -24,6 +24,9 @@ OPTIMIZERS = {
     "incomplete": lambda taps: lbo.lnb(0.1, taps, lbo.IncompleteCholesky()),
     "cg": lambda taps: lbo.lnb(0.1, taps, lbo.ConjugateGradient()),
     "whiten": lambda taps: lbo.whiten(optax.adamw(0.01), taps, lbo.Cholesky(every=2)),
+    "polar": lambda taps: lbo.polar(
+        0.01, taps, lbo.Cholesky(every=2), weight_decay=0.1
+    ),
     "whiten, incomplete": lambda taps: lbo.whiten(
         optax.adamw(0.01), taps, lbo.IncompleteCholesky()
     ),

@@ -11,6 +11,7 @@ from tests.sharding.losses import LOSSES, ByHand, EachExample, Shared
 _REFUSED = {
     *(("cg", each) for each in STATISTICS if each not in ("gram", "inputs")),
     ("whiten", "inputs"),
+    ("polar", "inputs"),
 }
 _LAYOUTS = {
     # On explicit axes Flax itself refuses other layouts of these layers.
@@ -75,6 +76,7 @@ _statistics += [
     for statistic, optimizer in (
         ("gram of some rows", "whiten"),
         ("sketch", "whiten"),
+        ("gram", "polar"),
         ("moments", "incomplete"),
         ("inputs", "cg"),
     )
@@ -94,6 +96,7 @@ _by_hand = [
     Mapped("dense", "replicated", "manual", "step", True, "gram", "cg"),
     Mapped("dense", "replicated", "manual", "step", True, "sketch", "whiten"),
     Mapped("dense", "replicated", "manual", "step", True, "moments", "incomplete"),
+    Mapped("dense", "replicated", "manual", "step", True, "gram", "polar"),
     *(Pmapped(model, "gram") for model in ("dense", "grouped conv", "embed")),
 ]
 _losses = [
@@ -108,6 +111,7 @@ _compiled = [
     for statistic, optimizer in (
         ("gram", "cholesky"),
         ("gram", "whiten"),
+        ("gram", "polar"),
         ("sketch", "cholesky"),
         ("moments", "incomplete"),
     )
