@@ -86,7 +86,7 @@ def adam(schedule: optax.Schedule, taps: Any) -> optax.GradientTransformation:
     return optax.adam(schedule)
 
 
-@optimizer("muon", "Muon", 1e-2, jobs=("whiten", "step_time"))
+@optimizer("muon", "Muon", 1e-2, jobs=("main", "whiten", "step_time"))
 def muon(schedule: optax.Schedule, taps: Any) -> optax.GradientTransformation:
     """Muon on kernels, its own Adam on biases, norms and embeddings.
 
@@ -106,7 +106,7 @@ def muon(schedule: optax.Schedule, taps: Any) -> optax.GradientTransformation:
     "lnb", "LNB", 0.3, lbo.Auto(), jobs=("main", "sensitivity", "whiten", "step_time")
 )
 @optimizer(
-    "lnb_ic", "LNB, incomplete Cholesky", 0.3, lbo.Moments(), jobs=("main", "step_time")
+    "lnb_ic", "LNB, incomplete Cholesky", 0.3, lbo.Moments(), jobs=("step_time",)
 )
 def lnb(schedule: optax.Schedule, taps: Any) -> optax.GradientTransformation:
     """LNB, its solver by default: incomplete Cholesky on moments, else Cholesky."""
@@ -114,9 +114,7 @@ def lnb(schedule: optax.Schedule, taps: Any) -> optax.GradientTransformation:
 
 
 @optimizer("lnb_cg_inputs", "LNB, matrix-free CG", 0.3, lbo.Inputs())
-@optimizer(
-    "lnb_cg", "LNB, conjugate gradient", 0.3, lbo.Gram(), jobs=("main", "step_time")
-)
+@optimizer("lnb_cg", "LNB, conjugate gradient", 0.3, lbo.Gram(), jobs=("step_time",))
 def lnb_conjugate_gradient(schedule: optax.Schedule, taps: Any):
     return lbo.lnb(schedule, taps, solver=lbo.ConjugateGradient())
 
@@ -133,7 +131,7 @@ def lnb_conjugate_gradient(schedule: optax.Schedule, taps: Any):
     "whiten(Adam)",
     3e-3,
     lbo.Auto(),
-    jobs=("memory", "sensitivity", "whiten", "step_time"),
+    jobs=("main", "memory", "sensitivity", "whiten", "step_time"),
 )
 @optimizer(
     "whiten_ic",
@@ -154,7 +152,7 @@ def whitened_adam(schedule: optax.Schedule, taps: Any) -> optax.GradientTransfor
     lbo.Auto(),
     jobs=("main", "sensitivity", "whiten", "step_time"),
 )
-@optimizer("polar_ic", "polar, moments", 1e-2, lbo.Moments())
+@optimizer("polar_ic", "polar, moments", 1e-2, lbo.Moments(), jobs=("step_time",))
 def polar(schedule: optax.Schedule, taps: Any) -> optax.GradientTransformation:
     """Orthogonalised momentum in whitened coordinates: the recommended recipe."""
     return lbo.polar(schedule, taps)

@@ -37,7 +37,8 @@ def _solver(label: str, **choices: float) -> Optimizer:
 
 def _auto(**options: int) -> Optimizer:
     ((name, value),) = options.items()
-    return replace(DEFAULT, label=f"{name} {value}", statistic=lbo.Auto(**options))
+    statistic = replace(lbo.Auto(), **options)
+    return replace(DEFAULT, label=f"{name} {value}", statistic=statistic)
 
 
 def _published(schedule: optax.Schedule, taps: Any) -> optax.GradientTransformation:

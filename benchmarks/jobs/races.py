@@ -77,6 +77,7 @@ def describe(result: Result) -> str:
         f"{result['steps']} steps, batch {result['batch_size']}, to Adam's best "
         f"{figures.LOSSES[result['target']]}:\n",
         race_table(result),
+        glance(result),
         "\nLearning rates tried on the first seed, with their best loss and steps to "
         "the target:\n",
     ]
@@ -121,6 +122,22 @@ def race_table(result: Result) -> str:
     header += "accuracy | steps | / Adam | seconds | / Adam | "
     header += "step time / Adam | memory / Adam"
     return table(header.split(" | "), rows)
+
+
+def glance(result: Result) -> str:
+    """Which to take: who is first at the baseline's best loss, and who ends lowest."""
+    entries = result["optimizers"]
+    rows = {name: analysis.summarise(result, name) for name in entries}
+    said = []
+    for what, key in (("fewest steps", "steps_ratio"), ("least time", "seconds_ratio")):
+        ratios = {n: value for n, row in rows.items() if (value := row[key])}
+        if ratios:
+            first = min(ratios, key=ratios.__getitem__)
+            said.append(f"{what}: {entries[first]['label']}, {ratios[first]:.2f}x")
+    last = min(entries.values(), key=lambda entry: entry["lowest"])
+    said.append(f"lowest loss: {last['label']}, {number(last['lowest'])}")
+    text = "; ".join(said)
+    return f"\n{text[0].upper()}{text[1:]}."
 
 
 def draw(result: Result, path: Path) -> None:
@@ -181,7 +198,7 @@ def _job(name: str, title: str, **others: Any) -> Job:
     )
 
 
-MAIN = _job("main", "Digits: LNB with its solvers beside tuned Adam")
+MAIN = _job("main", "Digits: every method beside tuned Adam")
 WHITEN = _job(
     "whiten",
     "whiten(Adam), LNB and Muon against Adam, all tuned",

@@ -188,13 +188,15 @@ def polar(
         )
     if not callable(learning_rate) and not _checks.is_array(learning_rate):
         _checks.at_least("learning_rate", float(learning_rate), 0)
-    steps = [scale_by_polar(taps)]
-    if _checks.is_array(weight_decay) or weight_decay != 0:
-        if not _checks.is_array(weight_decay):
-            _checks.at_least("weight_decay", weight_decay, 0)
-        steps.append(optax.add_decayed_weights(weight_decay))
-    steps.append(optax.scale_by_learning_rate(learning_rate))
-    return whiten(optax.chain(*steps), taps, solver)
+    if not _checks.is_array(weight_decay):
+        _checks.at_least("weight_decay", weight_decay, 0)
+    rate = optax.scale_by_learning_rate(learning_rate)
+    inner = optax.chain(scale_by_polar(taps), rate)
+    # Without a decay the weights are not read: their coordinates are not computed.
+    if _checks.is_array(weight_decay) or weight_decay > 0:
+        decay = optax.add_decayed_weights(weight_decay)
+        inner = optax.chain(scale_by_polar(taps), decay, rate)
+    return whiten(inner, taps, solver)
 
 
 def _scale_kernels(
@@ -207,7 +209,9 @@ def _scale_kernels(
 
     def init_fn(params: optax.Params) -> ScaleByPolarState:
         if slots.is_placeholder(params):
-            states = {each.key: bound(each).init(each.dtype) for each in layers}
+            states = {
+                each.key: bound(each).init(jnp.dtype(each.dtype)) for each in layers
+            }
         else:
             leaves = jax.tree.leaves(params)
             states = {
