@@ -206,7 +206,7 @@ def lnb(
       >>> model, x = nn.Dense(1), jax.random.normal(jax.random.key(0), (64, 3))
       >>> y = x @ jnp.array([[1.0], [2.0], [3.0]])
       >>> taps, params = linen.taps(model, x), model.init(jax.random.key(1), x)
-      >>> tx = lbo.lnb(optax.linear_schedule(1.0, 0.0, 50), taps)
+      >>> tx = lbo.lnb(optax.linear_schedule(1.0, 0.0, 100), taps)
       >>> state = tx.init(params)
       >>> loss_fn = lambda p: jnp.mean((model.apply(p, x) - y) ** 2)
       >>> @jax.jit
@@ -214,7 +214,7 @@ def lnb(
       ...     loss, grads, stats = linen.value_and_grad(loss_fn, taps)(params)
       ...     updates, state = tx.update(grads, state, params, stats=stats)
       ...     return optax.apply_updates(params, updates), state, loss
-      >>> for _ in range(50):
+      >>> for _ in range(100):
       ...     params, state, loss = step(params, state)
       >>> bool(loss < 1e-2)
       True

@@ -40,9 +40,9 @@ class ScaleByPolarState(NamedTuple):
 def scale_by_polar(
     taps: Taps,
     *,
-    momentum: float = 0.95,
-    decay: float = 0.8,
-    every: int = 10,
+    momentum: float = 0.9,
+    decay: float = 0.9,
+    every: int = 5,
     b1: float = 0.9,
     b2: float = 0.999,
     eps: float = 1e-8,
@@ -66,10 +66,10 @@ def scale_by_polar(
 
     Args:
       taps: the tapped layers, from ``linen.taps``: they tell how kernels are matrices.
-      momentum: :math:`\beta`, in [0, 1); default 0.95.
+      momentum: :math:`\beta`, in [0, 1); default 0.9.
       decay: of the moving average of :math:`\bar B^T \bar B`, from one root to the
-        next, in [0, 1); default 0.8.
-      every: remake the root every so many steps, >= 1; default 10.
+        next, in [0, 1); default 0.9.
+      every: remake the root every so many steps, >= 1; default 5.
       b1: Adam's decay of the gradient, for all else; default 0.9.
       b2: Adam's decay of its square; default 0.999.
       eps: Adam's; default 1e-8.

@@ -7,7 +7,7 @@ the constant 1, which ``np.linalg`` solves with. No JAX runs.
 import numpy as np
 
 RIDGE, DECAY, EVERY = 0.03, 0.95, 10  # of `lbo.Cholesky()`
-SHRINKAGE = 0.1  # of `lbo.IncompleteCholesky()`
+SHRINKAGE = 0.1  # of `lbo.IncompleteCholesky()`, and of correlations in `Cholesky`
 LAYERS = range(3)
 
 
@@ -42,7 +42,10 @@ class Metric:
         if self.statistic == "gram":
             if (self.steps - 1) % EVERY:
                 return
-            second[:-1, :-1] += RIDGE * np.eye(len(mean))
+            covariance = second[:-1, :-1] - np.outer(mean, mean)
+            own = np.diag(np.diag(covariance))
+            covariance += SHRINKAGE * (own - covariance) + RIDGE * np.eye(len(mean))
+            second[:-1, :-1] = covariance + np.outer(mean, mean)
         else:
             variance = np.diag(second)[:-1] - mean**2
             variance = (1 - SHRINKAGE) * variance + SHRINKAGE * variance.mean()
@@ -98,6 +101,48 @@ class WhitenedAdam:
             step = self.rate * first / (np.sqrt(second) + self.eps)
             new.append(weights[i] - np.linalg.solve(factor.T, step))
         return new
+
+
+class Polar:
+    """``lbo.polar(rate, taps)``: kernels by singular vectors of a moving average."""
+
+    def __init__(self, rate, momentum=0.9, decay=0.9, every=5, damping=1e-6):
+        self.rate, self.momentum, self.decay = rate, momentum, decay
+        self.every, self.damping, self.steps = every, damping, 0
+        self.average, self.gram, self.root = [0.0] * 3, [0.0] * 3, [None] * 3
+        self.first, self.second = [0.0] * 3, [0.0] * 3
+
+    def __call__(self, weights, grads, metrics):
+        self.steps += 1
+        new = []
+        for i in LAYERS:
+            factor = metrics[i].factor
+            g = np.linalg.solve(factor, grads[i])
+            step = np.r_[self.kernel(i, g[:-1]), self.bias(i, g[-1])[None]]
+            new.append(weights[i] - self.rate * np.linalg.solve(factor.T, step))
+        return new
+
+    def kernel(self, i, g):
+        b = self.momentum
+        self.average[i] = b * self.average[i] + (1 - b) * g
+        ahead = b * self.average[i] + (1 - b) * g
+        unit, tall = ahead / np.linalg.norm(ahead), g.shape[0] >= g.shape[1]
+        if (self.steps - 1) % self.every == 0:
+            gram = unit.T @ unit if tall else unit @ unit.T
+            self.gram[i] = self.decay * self.gram[i] + (1 - self.decay) * gram
+            times = (self.steps - 1) // self.every + 1
+            u, s, _ = np.linalg.svd(self.gram[i] / (1 - self.decay**times))
+            self.root[i] = u @ np.diag((s + self.damping) ** -0.5) @ u.T
+        factor = unit @ self.root[i] if tall else self.root[i] @ unit
+        factor *= min(1, np.sqrt(min(g.shape)) / np.linalg.norm(factor))
+        return 0.2 * np.sqrt(max(g.shape)) * factor
+
+    def bias(self, i, g):
+        self.first[i] = 0.9 * self.first[i] + 0.1 * g
+        self.second[i] = 0.999 * self.second[i] + 0.001 * g**2
+        first = self.first[i] / (1 - 0.9**self.steps)
+        second = self.second[i] / (1 - 0.999**self.steps)
+        return first / (np.sqrt(second) + 1e-8)
 
 
 def train(common, batches, statistic, optimizer):

@@ -25,10 +25,12 @@ RATE, EPS = 1e-2, 1e-6
 OPTIMIZERS = {
     "lnb": lambda taps: lbo.lnb(0.1, taps),
     "whiten": lambda taps: lbo.whiten(optax.adam(RATE, eps=EPS), taps),
+    "polar": lambda taps: lbo.polar(RATE, taps),
 }
 ORACLES = {
     "lnb": lambda: mlp_oracle.LNB(0.1),
     "whiten": lambda: mlp_oracle.WhitenedAdam(RATE, eps=EPS),
+    "polar": lambda: mlp_oracle.Polar(RATE),
 }
 FRAMEWORKS = ["linen", "nnx", "equinox", "haiku"]
 
@@ -48,6 +50,9 @@ ALL = [
 SOME = [Setting("lnb", "gram"), Setting("whiten", "moments")]
 SOME.append(Setting("whiten", "auto", many=True))
 SETTINGS = {"mlp": [*ALL, SOME[-1]], "cnn": SOME, "gru": SOME, "transformer": SOME}
+# Where some frameworks have one kernel for all gates, it is another matrix to balance.
+for model in ("cnn", "transformer"):
+    SETTINGS[model] = [*SETTINGS[model], Setting("polar", "auto")]
 
 
 def train(model, one, taps_of, value_and_grad, setting):
