@@ -14,7 +14,7 @@ Results = dict[str, dict[str, Result]]  # by job and task
 
 # The table of README.md: what it is about, where it wins, and where it does not.
 README_TASKS = ("digits_autoencoder", "autoencoder_784", "cnn", "transformer", "gru")
-README_OPTIMIZERS = ("adam", "muon", "lnb", "whiten")
+README_OPTIMIZERS = ("adam", "muon", "soap", "polar")
 
 INTRODUCTION = """\
 # Results

@@ -9,6 +9,7 @@ import pytest
 
 import linboost_optax as lbo
 from linboost_optax import linen
+from linboost_optax._precondition.polar import by_eigenvectors, by_products
 from tests.networks import MLP, data, squared_error, train_step
 
 EXACT = 1e-9  # float64, through an eigendecomposition
@@ -290,3 +291,44 @@ def test_taps_of_another_model_are_refused():
     other = MLP((7, 3)).init(jax.random.key(0), batch[0])["params"]
     with pytest.raises(ValueError, match="belong to another model"):
         lbo.scale_by_polar(taps).init(other)
+
+
+def spectrum_of(lowest, size=12, blocks=2, dtype=np.float64):
+    """Matrices of trace 1 whose eigenvalues fall to a part of the largest."""
+    rng = np.random.default_rng(0)
+    basis = np.linalg.qr(rng.normal(size=(blocks, size, size)))[0]
+    values = np.logspace(0, np.log10(lowest), size)
+    values /= values.sum()
+    gram = (basis * values) @ np.swapaxes(basis, 1, 2)
+    root = (basis / np.sqrt(values + DAMPING)) @ np.swapaxes(basis, 1, 2)
+    return jnp.asarray(gram, dtype), root
+
+
+@pytest.mark.parametrize("lowest", [1.0, 1e-2, 1e-5, 1e-9])
+@pytest.mark.parametrize("inverse_root", [by_eigenvectors, by_products])
+def test_both_ways_to_the_inverse_root(inverse_root, lowest):
+    """On a CPU one of them runs, on accelerators the other."""
+    with jax.enable_x64(True):
+        gram, want = spectrum_of(lowest)
+        got = jax.jit(inverse_root)(gram)
+        np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-6 * np.abs(want).max())
+
+
+@pytest.mark.parametrize("lowest", [1.0, 1e-5, 1e-9])
+@pytest.mark.parametrize("inverse_root", [by_eigenvectors, by_products])
+def test_roots_in_float32_make_factors_of_what_is_not_noise(inverse_root, lowest):
+    gram, want = spectrum_of(lowest, dtype=np.float32)
+    got = np.asarray(jax.jit(inverse_root)(gram), np.float64)
+    assert np.all(np.isfinite(got))
+    # What a root is for: its product with a square root of the matrix has no scale.
+    values, vectors = np.linalg.eigh(np.asarray(gram, np.float64))
+    half = (vectors * np.sqrt(np.maximum(values, 0))[:, None]) @ np.swapaxes(vectors, 1, 2)
+    np.testing.assert_allclose(half @ got, half @ want, atol=0.05)
+
+
+def test_a_root_of_nothing_is_finite():
+    nothing = jnp.zeros((1, 4, 4))
+    for inverse_root in (by_eigenvectors, by_products):
+        np.testing.assert_allclose(
+            inverse_root(nothing), 1e3 * np.eye(4)[None], rtol=1e-4
+        )
