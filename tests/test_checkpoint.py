@@ -20,6 +20,7 @@ TRANSFORMS = {
     "lnb": lambda taps: lbo.lnb(0.1, taps, lbo.Cholesky(every=2)),
     "cg": lambda taps: lbo.lnb(0.1, taps, lbo.ConjugateGradient()),
     "whiten": lambda taps: lbo.whiten(optax.adam(1e-2), taps, lbo.Cholesky(every=2)),
+    "polar": lambda taps: lbo.polar(1e-2, taps, weight_decay=0.1),
 }
 
 

@@ -20,7 +20,14 @@ from tests.networks import MLP, data
 TRANSFORMS = {
     "lnb": lambda taps, solver: lbo.lnb(0.1, taps, solver),
     "whiten": lambda taps, solver: lbo.whiten(optax.sgd(0.1), taps, solver),
+    "polar": lambda taps, solver: lbo.polar(0.1, taps, solver),
 }
+
+
+adam = pytest.mark.lenient("Adam, for what is no kernel, promotes implicitly")
+each_transform = pytest.mark.parametrize(
+    "transform", ["lnb", "whiten", pytest.param("polar", marks=adam)]
+)
 
 
 def lowered(depth, transform="lnb", statistic: Any = "gram", solver=None):
@@ -43,7 +50,7 @@ def functions(program):
 
 
 @pytest.mark.parametrize("statistic", ["gram", "sketch", "moments"])
-@pytest.mark.parametrize("transform", TRANSFORMS)
+@each_transform
 def test_more_layers_of_a_kind_are_no_more_functions(transform, statistic):
     few, many = (lowered(depth, transform, statistic) for depth in (2, 6))
     assert len(functions(few)) == len(functions(many)) > 0
@@ -56,7 +63,7 @@ def test_conjugate_gradients_are_lowered_once():
 
 
 @pytest.mark.usefixtures("optimized")  # it is fusion that repeats what is cheap
-@pytest.mark.parametrize("transform", TRANSFORMS)
+@each_transform
 def test_looking_for_bad_numbers_is_not_repeated_in_every_array(transform):
     few, many = (
         str(lowered(depth, transform).compile().as_text()).count(" is-finite(")

@@ -48,6 +48,7 @@ def transformations(taps):
         "lnb": lbo.lnb(0.1, taps),
         "lnb-incomplete": lbo.lnb(0.1, taps, lbo.IncompleteCholesky()),
         "whiten": lbo.whiten(optax.sgd(0.1), taps),
+        "polar": lbo.polar(0.1, taps),
     }
 
 

@@ -25,12 +25,15 @@ CASES = {
     ("lnb", "incomplete"): ["moments"],
     ("lnb", "cg"): ["gram"],
     ("whiten", "cholesky"): ["gram", lbo.Sketch(3)],
+    ("polar", "cholesky"): ["gram"],
 }
 
 
 def optimizer(name, taps, solver=SOLVERS["cholesky"]):
     if name == "lnb":
         return lbo.lnb(0.1, taps, solver)
+    if name == "polar":
+        return lbo.polar(0.1, taps, solver)
     return lbo.whiten(optax.adam(0.1), taps, solver)
 
 

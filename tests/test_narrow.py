@@ -256,6 +256,7 @@ SCALE = 2.0**15
 OPTIMIZERS = {
     "lnb": lambda taps: lbo.lnb(optax.linear_schedule(0.3, 0.03, 40), taps),
     "whiten": lambda taps: lbo.whiten(optax.adam(3e-2), taps),
+    "polar": lambda taps: lbo.polar(optax.linear_schedule(0.15, 1e-2, 40), taps),
 }
 
 

@@ -322,7 +322,9 @@ def test_roots_in_float32_make_factors_of_what_is_not_noise(inverse_root, lowest
     assert np.all(np.isfinite(got))
     # What a root is for: its product with a square root of the matrix has no scale.
     values, vectors = np.linalg.eigh(np.asarray(gram, np.float64))
-    half = (vectors * np.sqrt(np.maximum(values, 0))[:, None]) @ np.swapaxes(vectors, 1, 2)
+    half = (vectors * np.sqrt(np.maximum(values, 0))[:, None]) @ np.swapaxes(
+        vectors, 1, 2
+    )
     np.testing.assert_allclose(half @ got, half @ want, atol=0.05)
 
 

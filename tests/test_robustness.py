@@ -46,6 +46,10 @@ def competitor(method, solver, statistic):
         return Competitor(
             "", statistic, lambda rate, taps: lbo.lnb(rate, taps, solver), 0.3
         )
+    if method == "polar":
+        return Competitor(
+            "", statistic, lambda rate, taps: lbo.polar(rate, taps, solver), 0.03
+        )
     return Competitor(
         "",
         statistic,
@@ -66,6 +70,7 @@ ALL = {
     for names in itertools.product(["lnb", "whiten"], SOLVERS, STATISTICS)
     if possible(*names)
 }
+ALL["polar-cholesky-auto"] = competitor("polar", "cholesky", "auto")
 # Whose metric has no ridge: the variance of inputs, whatever it is, becomes one.
 WITHOUT_RIDGE = [name for name in ALL if "incomplete" in name or "moments" in name]
 
