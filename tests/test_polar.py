@@ -9,11 +9,13 @@ import pytest
 
 import linboost_optax as lbo
 from linboost_optax import linen
-from linboost_optax._precondition.polar import by_eigenvectors, by_products
+from linboost_optax._precondition import roots
+from linboost_optax._precondition.roots import by_eigenvectors, by_products
+from linboost_optax._statistics.sketch import probes
 from tests.networks import MLP, data, squared_error, train_step
 
 EXACT = 1e-9  # float64, through an eigendecomposition
-DAMPING = 1e-6  # of the trace: `_precondition/polar.py`
+DAMPING = 1e-6  # of the trace: `_precondition/roots.py`
 
 pytestmark = pytest.mark.lenient("optimizers of Optax promote implicitly")
 
@@ -334,3 +336,60 @@ def test_a_root_of_nothing_is_finite():
         np.testing.assert_allclose(
             inverse_root(nothing), 1e3 * np.eye(4)[None], rtol=1e-4
         )
+
+
+# --- wide sides: a sketch of the matrix -------------------------------------------
+
+
+def dense_root(average, omega):
+    """The root of a sketched matrix, all of it written out."""
+    sketch = average @ omega
+    low = sketch @ np.linalg.pinv(omega.T @ sketch, rcond=1e-14) @ sketch.T
+    values, vectors = np.linalg.eigh((low + low.T) / 2)
+    kept = values > DAMPING
+    rest = (1 - values[kept].sum()) / (len(average) - kept.sum())
+    level = np.where(kept, values, rest)
+    return (vectors / np.sqrt(level + DAMPING)) @ vectors.T
+
+
+@pytest.mark.parametrize("lowest", [1.0, 1e-3, 1e-12])
+def test_wide_sides_have_the_root_of_what_a_sketch_finds(lowest):
+    with jax.enable_x64(True):
+        side, rank = 30, 6
+        gram, _ = spectrum_of(lowest, side)
+        root = roots.of(side, rank)
+        x = np.linalg.cholesky(np.asarray(gram) + 1e-15 * np.eye(side))
+        seen = root.seen(jnp.asarray(x))
+        y = jnp.asarray(np.random.default_rng(1).normal(size=(2, side, 4)))
+        got = root.apply(root.inverse(seen), y)
+        omega = probes(side, rank, np.float64)
+        for block in range(2):
+            want = dense_root(np.asarray(gram[block]), omega) @ y[block]
+            np.testing.assert_allclose(got[block], want, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(200, 150), (150, 200)])
+def test_momenta_of_few_directions_are_made_orthogonal_on_wide_sides(shape):
+    """Where the sketch sees all there is, the step is the polar factor."""
+    with jax.enable_x64(True):
+        taps = lbo.dense_taps({"layer": shape}, bias=None, dtype=jnp.float64)
+        rng = np.random.default_rng(0)
+        g = rng.normal(size=(shape[0], 20)) @ rng.normal(size=(20, shape[1]))
+        params = {"layer": {"kernel": jnp.asarray(g)}}
+        tx = lbo.scale_by_polar(taps)
+        updates, state = tx.update(params, tx.init(params))
+        u, s, vt = np.linalg.svd(g / np.linalg.norm(g), full_matrices=False)
+        s, u, vt = s[:20], u[:, :20], vt[:20]
+        want = 0.2 * np.sqrt(200) * (u * s / np.sqrt(s**2 + DAMPING)) @ vt
+        np.testing.assert_allclose(
+            updates["layer"]["kernel"], want, rtol=1e-6, atol=1e-6
+        )
+        largest = max(leaf.size for leaf in jax.tree.leaves(state))
+        assert largest == 150 * 200  # the momentum's: nothing is a side squared
+
+
+def test_wide_sides_of_zero_momenta_are_finite():
+    root = roots.of(30, 6)
+    nothing = root.inverse(root.zeros(1, jnp.dtype("float32")))
+    x = jnp.ones((1, 30, 2))
+    assert bool(jnp.all(jnp.isfinite(root.apply(nothing, x))))

@@ -8,18 +8,15 @@ costs one product.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from linboost_optax._layer import Affine, Layer
+from linboost_optax._precondition import roots
+from linboost_optax._precondition.roots import Root
 from linboost_optax._solvers.elimination import where_seen
-
-# Of the trace, which is 1. Singular values a thousandth of the whole are noise.
-_DAMPING = 1e-6
-_ITERATIONS = 24
-_HIGH = jax.lax.Precision.HIGHEST
 
 
 class PolarState(NamedTuple):
@@ -27,14 +24,14 @@ class PolarState(NamedTuple):
 
     Attributes:
       weight: of the moving average so far, ``[block]``.
-      gram: moving average of the Gram matrix of the momentum, of unit norm,
-        ``[block, side, side]``.
-      root: its inverse square root, likewise.
+      average: moving average of the Gram matrix of the momentum, of unit norm,
+        ``[block, side, side]``, or its product with probes, ``[block, side, probe]``.
+      root: its inverse square root.
     """
 
     weight: jax.Array
-    gram: jax.Array
-    root: jax.Array
+    average: jax.Array
+    root: Any
 
 
 @dataclass(frozen=True)
@@ -65,12 +62,18 @@ class Polar:
         """Inputs and outputs of a block."""
         return self.layer.features, self.layer.kind.outputs
 
+    @property
+    def root(self) -> Root:
+        """How the Gram matrix of the shorter side is kept."""
+        return roots.of(min(self.sides))
+
     def init(self, dtype: jnp.dtype) -> PolarState:
         """Returns the state of a layer that has not moved: its root is the identity."""
-        blocks, side = self.layer.blocks, min(self.sides)
-        zeros = jnp.zeros((blocks, side, side), dtype)
-        identity = jnp.broadcast_to(jnp.eye(side, dtype=dtype), zeros.shape)
-        return PolarState(jnp.zeros(blocks, dtype), zeros, identity)
+        blocks, root = self.layer.blocks, self.root
+        nothing = root.zeros(blocks, dtype)
+        return PolarState(
+            jnp.zeros(blocks, dtype), nothing, root.identity(blocks, dtype)
+        )
 
     def direction(
         self, state: PolarState, momentum: Affine, step: jax.Array
@@ -80,20 +83,24 @@ class Polar:
         unit = momentum.w / _or_one(_norm(momentum.w))
         moved = _norm(unit)[:, 0, 0] > 0
         tall = inputs >= outputs
+        unit = unit.mT if tall else unit  # the shorter side first
 
         def remake() -> PolarState:
-            gram = jnp.einsum("kdo,kdp->kop" if tall else "kdo,keo->kde", unit, unit)
             weight = self.decay * state.weight + (1 - self.decay)
-            total = self.decay * state.gram + (1 - self.decay) * gram
-            root = _inverse_root(total / weight[:, None, None])
-            good = moved & jnp.all(jnp.isfinite(root), axis=(1, 2))
-            return where_seen(good, PolarState(weight, total, root), state)
+            seen = self.root.seen(unit)
+            average = self.decay * state.average + (1 - self.decay) * seen
+            root = self.root.inverse(average / weight[:, None, None])
+            good = moved
+            for leaf in jax.tree.leaves(root):
+                axes = tuple(range(1, leaf.ndim))
+                good &= jnp.all(jnp.isfinite(leaf), axis=axes)
+            return where_seen(good, PolarState(weight, average, root), state)
 
         # Blocks that never moved have no root yet.
         due = (step % self.every == 0) | jnp.any(moved & (state.weight == 0))
         state = jax.lax.cond(due, remake, lambda: state)
-        product = "kdo,kop->kdp" if tall else "keo,kde->kdo"
-        factor = jnp.einsum(product, unit, state.root)
+        factor = self.root.apply(state.root, unit)
+        factor = factor.mT if tall else factor
         # A root that is older than the momentum may stretch it where it has turned to.
         longest, length = min(self.sides) ** 0.5, _or_one(_norm(factor))
         scale = max(self.sides) ** 0.5 * jnp.minimum(1, longest / length)
@@ -112,40 +119,3 @@ def _norm(w: jax.Array) -> jax.Array:
 
 def _or_one(x: jax.Array) -> jax.Array:
     return jnp.where(x > 0, x, 1)
-
-
-def _inverse_root(gram: jax.Array) -> jax.Array:
-    """Returns the damped inverse square root of each block, of trace 1 or 0."""
-    # Eigenvectors are found one after another, which accelerators are slow at.
-    return jax.lax.platform_dependent(gram, cpu=by_eigenvectors, default=by_products)
-
-
-def by_eigenvectors(gram: jax.Array) -> jax.Array:
-    values, vectors = jnp.linalg.eigh(gram)
-    scaled = vectors * jax.lax.rsqrt(jnp.maximum(values, 0) + _DAMPING)[:, None, :]
-    return jnp.einsum("kij,klj->kil", scaled, vectors, precision=_HIGH)
-
-
-def by_products(gram: jax.Array) -> jax.Array:
-    """The same by Newton's coupled iteration for a square root and its inverse.
-
-    Each step lengthens what is left of a small eigenvalue's root by a half, until it is
-    of the size of the largest: from a thousandth in 17, and some to converge.
-    """
-    identity = jnp.eye(gram.shape[-1], dtype=gram.dtype)[None]
-    damped = gram + _DAMPING * identity
-    # No eigenvalue is above the norm; divided by it, all are in (0, 1].
-    norm = jnp.sqrt(jnp.sum(damped**2, axis=(1, 2), keepdims=True))
-
-    def step(_: int, roots: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        root, inverse = roots
-        change = (3 * identity - _product(inverse, root)) / 2
-        return _product(root, change), _product(change, inverse)
-
-    start = (damped / norm, jnp.broadcast_to(identity, gram.shape))
-    _, inverse = jax.lax.fori_loop(0, _ITERATIONS, step, start)
-    return inverse * jax.lax.rsqrt(norm)
-
-
-def _product(a: jax.Array, b: jax.Array) -> jax.Array:
-    return jnp.einsum("kij,kjl->kil", a, b, precision=_HIGH)

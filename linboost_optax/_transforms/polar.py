@@ -57,9 +57,10 @@ def scale_by_polar(
     for a kernel of ``d`` inputs and ``o`` outputs: all singular values of a step are
     equal, as in Muon. The elements of a step have the root mean square 0.2, about that
     of Adam's, so that one learning rate serves kernels and all else. Unlike Muon's
-    iterations, the inverse root is that of a moving average, on the shorter side of the
-    matrix, and is kept for ``every`` steps: a step costs one product. It does not read
-    statistics; ``polar`` runs it in whitened coordinates.
+    iterations, the inverse root is that of a moving average, on the shorter side of
+    the matrix, and is kept for ``every`` steps: a step costs one product. Of sides
+    above 128 it is that of a sketch, so that nothing is as large as a side squared. It
+    does not read statistics; ``polar`` runs it in whitened coordinates.
 
     Biases, norms, embeddings and everything else outside of tapped kernels are scaled
     by ``optax.scale_by_adam``.

@@ -50,9 +50,10 @@ def whiten(
 
     ``inner`` sees gradients and parameters of a network whose every linear layer
     has centred, uncorrelated inputs of unit variance; the network itself stays as
-    it is. Parameters outside tapped layers pass through unchanged. Linear Neuron
-    Boosting is the case of normalised gradient descent, on averaged gradients:
-    ``optax.chain(optax.ema(0.9), whiten(optax.chain(
+    it is. Parameters outside tapped layers pass through unchanged, and so do
+    embeddings, see ``Counts``. Around ``scale_by_polar`` it is ``polar``, the
+    recommended recipe. Linear Neuron Boosting is the case of normalised gradient
+    descent, on averaged gradients: ``optax.chain(optax.ema(0.9), whiten(optax.chain(
     optax.normalize_by_update_norm(), optax.sgd(lr)), taps))``.
 
     What ``inner`` sees as ``params`` are the whitened parameters :math:`V`, so that
