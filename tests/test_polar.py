@@ -393,3 +393,34 @@ def test_wide_sides_of_zero_momenta_are_finite():
     nothing = root.inverse(root.zeros(1, jnp.dtype("float32")))
     x = jnp.ones((1, 30, 2))
     assert bool(jnp.all(jnp.isfinite(root.apply(nothing, x))))
+
+
+def test_stacked_layers_are_made_orthogonal_one_by_one():
+    """A kernel ``[layer, in, out]`` of `nn.scan` is that many layers of their own."""
+    with jax.enable_x64(True):
+
+        class Block(nn.Module):
+            @nn.compact
+            def __call__(self, x, _):
+                return jnp.tanh(nn.Dense(4, name="dense", dtype=x.dtype)(x)), None
+
+        class Deep(nn.Module):
+            @nn.compact
+            def __call__(self, x):
+                stack = nn.scan(
+                    Block, {"params": 0}, split_rngs={"params": True}, length=3
+                )
+                return stack(name="stack")(x, None)[0]
+
+        x = jnp.ones((5, 4))
+        taps = linen.taps(Deep(), x)
+        kernel = jnp.asarray(np.random.default_rng(0).normal(size=(3, 4, 4)))
+        bias = jnp.zeros((3, 4))
+        params = {"stack": {"dense": {"kernel": kernel, "bias": bias}}}
+        tx = lbo.scale_by_polar(taps)
+        updates, _ = tx.update(params, tx.init(params))
+        got = updates["stack"]["dense"]["kernel"]
+        for one, g in zip(got, kernel, strict=True):
+            np.testing.assert_allclose(
+                one, 0.2 * factor_by_svd(np.asarray(g)), rtol=EXACT, atol=EXACT
+            )
