@@ -56,13 +56,13 @@ def beyond(losses: dict[float, float]) -> float | None:
     return None
 
 
-def per_seed(result: Result, name: str) -> list[Row]:
+def per_seed(result: Result, name: str, than: str = BASELINE) -> list[Row]:
     """The figures of one optimizer for every seed, None where undefined.
 
-    The target is the baseline's best loss with the same seed.
+    The target is the best loss of another, by default the baseline, with the same seed.
     """
     runs = result["optimizers"][name]["curves"]
-    baseline = result["optimizers"][BASELINE]["curves"]
+    baseline = result["optimizers"][than]["curves"]
     return [
         _of_seed(run, base, result["target"])
         for run, base in zip(runs, baseline, strict=True)

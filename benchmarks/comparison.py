@@ -2,16 +2,53 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 from benchmarks import analysis
-from benchmarks.job import Result
+from benchmarks.job import BASELINE, Result
 from benchmarks.tables import number, over_seeds, table
+
+RECOMMENDED, RIVALS = "polar", ("muon", "soap")
 
 
 def tables(results: Sequence[Result]) -> str:
-    """Steps and time to Adam's best loss; then the losses, and the price of a step."""
-    return f"{to_target(results)}\n\n{losses(results)}"
+    """Steps and time to Adam's best loss, to the rivals'; losses, price of a step."""
+    parts = [to_target(results), losses(results)]
+    raced = [result for result in results if RECOMMENDED in result["optimizers"]]
+    if raced:
+        parts[1:1] = [against_rivals(raced)]
+    return "\n\n".join(parts)
+
+
+def against_rivals(results: Sequence[Result]) -> str:
+    """How soon the recommended recipe is at the best loss of each rival.
+
+    In multiples of the rival's own steps and time, with the same seeds.
+    """
+    labels = {name: label for name, label in _labels(results).items() if name in RIVALS}
+    mine = _labels(results)[RECOMMENDED]
+    header = [f"{mine}: steps / time to the best loss of"]
+    header += [*labels.values(), *(f"at {BASELINE.title()}'s own rate, steps",)]
+    rows = []
+    for result in results:
+        row = [_title(result)]
+        row += [_reached(result, RECOMMENDED, than=rival) for rival in labels]
+        rows.append([*row, _at_baseline_rate(result)])
+    return table(header, rows)
+
+
+def _at_baseline_rate(result: Result) -> str:
+    """Steps to the baseline's best loss at its own rate; of the grids, the nearest."""
+    entries = result["optimizers"]
+    base, own = entries[BASELINE], entries[RECOMMENDED]["tuning"]
+    wanted = base["learning_rate"]
+    rate = min(own, key=lambda tried: abs(math.log(float(tried) / wanted)))
+    steps = own[rate]["steps"]
+    reference = base["tuning"][f"{wanted:g}"]["steps"]
+    if steps is None or not reference:
+        return "not reached"
+    return f"{steps / reference:.2f}x"
 
 
 def to_target(results: Sequence[Result]) -> str:
@@ -60,11 +97,16 @@ def short(results: Sequence[Result], names: Sequence[str]) -> str:
     return table(header, rows)
 
 
-def _reached(result: Result, name: str, show: Callable[..., str] = over_seeds) -> str:
+def _reached(
+    result: Result,
+    name: str,
+    show: Callable[..., str] = over_seeds,
+    than: str = BASELINE,
+) -> str:
     """Steps and time in one cell."""
-    if name not in result["optimizers"]:
+    if not {name, than} <= set(result["optimizers"]):
         return "-"
-    rows = analysis.per_seed(result, name)
+    rows = analysis.per_seed(result, name, than)
     steps, seconds = (
         show([row[f"{key}_ratio"] for row in rows], "{:.2f}x")
         for key in ("steps", "seconds")

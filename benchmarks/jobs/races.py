@@ -201,6 +201,6 @@ def _job(name: str, title: str, **others: Any) -> Job:
 MAIN = _job("main", "Digits: every method beside tuned Adam")
 WHITEN = _job(
     "whiten",
-    "whiten(Adam), LNB and Muon against Adam, all tuned",
+    "polar, whiten(Adam), LNB, Muon and SOAP against Adam, all tuned",
     across=comparison.tables,
 )

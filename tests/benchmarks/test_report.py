@@ -19,6 +19,23 @@ def committed():
     return results.read_all(COMMITTED)
 
 
+def test_the_recommended_recipe_is_held_against_its_rivals():
+    """Muon is at its best, 2, after 20 steps and 6 s; polar is there in 10, in 3 s."""
+    muon = curves([8.0, 3.0, 2.0, 2.5, 2.5], [0, 3, 6, 9, 12])
+    polar = curves([8.0, 1.9, 1.5, 1.5, 1.5], [0, 3, 4, 5, 6])
+    race = result_of(muon, polar, names=("adam", "muon", "polar"))
+    race["optimizers"]["adam"]["tuning"] = {"0.1": {"best": 1.0, "steps": 30.0}}
+    row = cells(comparison.against_rivals([race]), 2)
+    assert row == ["A task", "0.50x / 0.50x", "0.33x"]
+    # The other way round the target is never reached.
+    swapped = result_of(polar, muon, names=("adam", "muon", "polar"))
+    swapped["optimizers"]["adam"]["tuning"] = {"0.1": {"best": 1.0, "steps": 30.0}}
+    assert cells(comparison.against_rivals([swapped]), 2)[1] == "not reached"
+    # Without the recipe there is no such table.
+    lone = result_of(muon, names=("adam", "muon"))
+    assert "to the best loss of" not in comparison.tables([lone])
+
+
 def test_results_are_what_report_makes_of_the_json(committed):
     assert report.path_for(COMMITTED).read_text() == report.render(committed)
 
@@ -110,6 +127,9 @@ def test_seeds_have_a_range_side_by_side(race):
 
 
 def test_the_table_of_the_readme(race):
+    entries = dict(race["optimizers"])
+    entries["polar"] = entries.pop("lnb")  # the table has no LNB
+    race = {**race, "optimizers": entries}
     found = {"whiten": dict.fromkeys(report.README_TASKS, race)}
     table = report.readme_table(found)
     assert len(table.split("\n")) == 2 + len(report.README_TASKS)
