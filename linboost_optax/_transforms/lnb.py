@@ -16,7 +16,7 @@ from linboost_optax._precondition.preconditioner import (
 from linboost_optax._solvers import Cholesky, Solver
 from linboost_optax._solvers import base as solvers
 from linboost_optax._taps import Taps, check_taps
-from linboost_optax._transforms import wide
+from linboost_optax._transforms import rates, wide
 from linboost_optax._transforms.checked import checked
 from linboost_optax._transforms.guard import all_finite, keep_if
 
@@ -222,15 +222,7 @@ def lnb(
     References:
       Munoz (2025), arXiv:2502.01131.
     """
-    if isinstance(learning_rate, Taps):
-        raise TypeError(
-            "`learning_rate` must be a number or a schedule, got Taps. It comes first: "
-            "`lnb(0.3, taps)`."
-        )
-    if not callable(learning_rate) and not _checks.is_array(learning_rate):
-        _checks.at_least("learning_rate", float(learning_rate), 0)
-    if not _checks.is_array(weight_decay):
-        _checks.at_least("weight_decay", weight_decay, 0)
+    rates.check(learning_rate, weight_decay, "lnb(0.3, taps)")
     return optax.chain(
         scale_by_lnb(taps, solver, b_g=b_g, min_norm=min_norm),
         optax.add_decayed_weights(weight_decay),

@@ -16,7 +16,7 @@ from linboost_optax._precondition.slots import Slot
 from linboost_optax._solvers import Cholesky, Solver
 from linboost_optax._statistics import accumulation_dtype
 from linboost_optax._taps import Taps, check_taps
-from linboost_optax._transforms import wide
+from linboost_optax._transforms import rates, wide
 from linboost_optax._transforms.whiten import whiten
 
 _DEFAULT = Cholesky()
@@ -182,15 +182,7 @@ def polar(
       Munoz (2025), arXiv:2502.01131: boosting as whitening. Jordan et al. (2024),
       "Muon: an optimizer for hidden layers in neural networks".
     """
-    if isinstance(learning_rate, Taps):
-        raise TypeError(
-            "`learning_rate` must be a number or a schedule, got Taps. It comes first: "
-            "`polar(1e-2, taps)`."
-        )
-    if not callable(learning_rate) and not _checks.is_array(learning_rate):
-        _checks.at_least("learning_rate", float(learning_rate), 0)
-    if not _checks.is_array(weight_decay):
-        _checks.at_least("weight_decay", weight_decay, 0)
+    rates.check(learning_rate, weight_decay, "polar(1e-2, taps)")
     rate = optax.scale_by_learning_rate(learning_rate)
     inner = optax.chain(scale_by_polar(taps), rate)
     # Without a decay the weights are not read: their coordinates are not computed.
