@@ -142,7 +142,7 @@ def test_parameters_in_lists_tuples_and_one_dictionary():
 def test_parameters_that_are_one_array():
     taps, stats = collect(lambda w, x: x @ w, W, X)
     check(stats[""], X)
-    tx = lbo.lnb(0.1, taps)
+    tx = lbo.lnb(0.1, taps, lbo.Cholesky(shrinkage=0.0))
     updates, _ = tx.update(W, tx.init(W), W, stats=stats)
     moment = np.asarray(X, np.float64).T @ X / 6
     ridge = 1e-3 * np.eye(3) * np.trace(moment) / 3

@@ -201,6 +201,6 @@ def _job(name: str, title: str, **others: Any) -> Job:
 MAIN = _job("main", "Digits: every method beside tuned Adam")
 WHITEN = _job(
     "whiten",
-    "polar, whiten(Adam), LNB, Muon and SOAP against Adam, all tuned",
+    "Ours, Muon and SOAP against Adam, all tuned",
     across=comparison.tables,
 )

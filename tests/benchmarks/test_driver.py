@@ -87,7 +87,7 @@ def test_without_a_job_the_main_one_runs():
     job, chosen = parse()
     assert job == "main"
     assert chosen.tasks == ("digits_classifier", "digits_autoencoder")
-    assert chosen.optimizers == ("adam", "lnb_ic", "lnb", "lnb_cg", "soap")
+    assert chosen.optimizers == ("adam", "muon", "lnb", "whiten", "polar", "soap")
     assert (chosen.seeds, chosen.quick, chosen.out) == (1, False, "benchmarks/results")
     assert parse("--seeds", "3")[1].seeds == 3
 
