@@ -29,7 +29,7 @@ def against_rivals(results: Sequence[Result]) -> str:
     labels = {name: label for name, label in _labels(results).items() if name in RIVALS}
     mine = _labels(results)[RECOMMENDED]
     header = [f"{mine}: steps / time to the best loss of"]
-    header += [*labels.values(), *(f"at {BASELINE.title()}'s own rate, steps",)]
+    header += [*labels.values(), "at Adam's own rate, steps"]
     rows = []
     for result in results:
         row = [_title(result)]
@@ -41,11 +41,14 @@ def against_rivals(results: Sequence[Result]) -> str:
 def _at_baseline_rate(result: Result) -> str:
     """Steps to the baseline's best loss at its own rate; of the grids, the nearest."""
     entries = result["optimizers"]
-    base, own = entries[BASELINE], entries[RECOMMENDED]["tuning"]
-    wanted = base["learning_rate"]
-    rate = min(own, key=lambda tried: abs(math.log(float(tried) / wanted)))
-    steps = own[rate]["steps"]
-    reference = base["tuning"][f"{wanted:g}"]["steps"]
+    wanted = entries[BASELINE]["learning_rate"]
+
+    def steps_at(name: str) -> float | None:
+        tried = {float(rate): one for rate, one in entries[name]["tuning"].items()}
+        rate = min(tried, key=lambda rate: abs(math.log(rate / wanted)))
+        return tried[rate]["steps"]
+
+    steps, reference = steps_at(RECOMMENDED), steps_at(BASELINE)
     if steps is None or not reference:
         return "not reached"
     return f"{steps / reference:.2f}x"

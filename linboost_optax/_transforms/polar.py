@@ -183,12 +183,13 @@ def polar(
       "Muon: an optimizer for hidden layers in neural networks".
     """
     rates.check(learning_rate, weight_decay, "polar(1e-2, taps)")
-    rate = optax.scale_by_learning_rate(learning_rate)
-    inner = optax.chain(scale_by_polar(taps), rate)
     # Without a decay the weights are not read: their coordinates are not computed.
-    if _checks.is_array(weight_decay) or weight_decay > 0:
-        decay = optax.add_decayed_weights(weight_decay)
-        inner = optax.chain(scale_by_polar(taps), decay, rate)
+    decays = _checks.is_array(weight_decay) or weight_decay > 0
+    inner = optax.chain(
+        scale_by_polar(taps),
+        optax.add_decayed_weights(weight_decay) if decays else optax.identity(),
+        optax.scale_by_learning_rate(learning_rate),
+    )
     return whiten(inner, taps, solver)
 
 
