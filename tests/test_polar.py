@@ -352,20 +352,42 @@ def dense_root(average, omega):
     return (vectors / np.sqrt(level + DAMPING)) @ vectors.T
 
 
+@pytest.mark.parametrize("columns", [False, True])
 @pytest.mark.parametrize("lowest", [1.0, 1e-3, 1e-12])
-def test_wide_sides_have_the_root_of_what_a_sketch_finds(lowest):
+def test_wide_sides_have_the_root_of_what_a_sketch_finds(lowest, columns):
     with jax.enable_x64(True):
         side, rank = 30, 6
         gram, _ = spectrum_of(lowest, side)
-        root = roots.of(side, rank)
+        root = roots.of(side, columns, rank)
         x = np.linalg.cholesky(np.asarray(gram) + 1e-15 * np.eye(side))
-        seen = root.seen(jnp.asarray(x))
-        y = jnp.asarray(np.random.default_rng(1).normal(size=(2, side, 4)))
-        got = root.apply(root.inverse(seen), y)
+        seen = root.seen(turned(x, columns))
+        y = np.random.default_rng(1).normal(size=(2, side, 4))
+        scale = jnp.asarray([1.0, -3.0])
+        got = root.apply(root.inverse(seen), scale, turned(y, columns))
         omega = probes(side, rank, np.float64)
         for block in range(2):
             want = dense_root(np.asarray(gram[block]), omega) @ y[block]
+            want = scale[block] * turned(want, columns)
             np.testing.assert_allclose(got[block], want, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("columns", [False, True])
+def test_narrow_sides_have_the_root_of_the_whole(columns):
+    with jax.enable_x64(True):
+        gram, want = spectrum_of(1e-3, 5)
+        root = roots.of(5, columns)
+        x = np.linalg.cholesky(np.asarray(gram))
+        y = np.random.default_rng(1).normal(size=(2, 5, 7))
+        seen = root.seen(turned(x, columns))
+        scale = jnp.asarray([2.0, 0.5])
+        got = root.apply(root.inverse(seen), scale, turned(y, columns))
+        want = scale[:, None, None] * turned(want @ y, columns)
+        np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-9)
+
+
+def turned(x, columns):
+    """Returns the side of matrices, their first, along columns if asked for."""
+    return jnp.asarray(np.swapaxes(x, -1, -2) if columns else x)
 
 
 @pytest.mark.parametrize("shape", [(200, 150), (150, 200)])
@@ -389,10 +411,10 @@ def test_momenta_of_few_directions_are_made_orthogonal_on_wide_sides(shape):
 
 
 def test_wide_sides_of_zero_momenta_are_finite():
-    root = roots.of(30, 6)
+    root = roots.of(30, rank=6)
     nothing = root.inverse(root.zeros(1, jnp.dtype("float32")))
     x = jnp.ones((1, 30, 2))
-    assert bool(jnp.all(jnp.isfinite(root.apply(nothing, x))))
+    assert bool(jnp.all(jnp.isfinite(root.apply(nothing, jnp.ones(1), x))))
 
 
 def test_stacked_layers_are_made_orthogonal_one_by_one():

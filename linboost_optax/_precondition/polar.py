@@ -16,21 +16,21 @@ import jax.numpy as jnp
 from linboost_optax._layer import Affine, Layer
 from linboost_optax._precondition import roots
 from linboost_optax._precondition.roots import Root
+from linboost_optax._solvers import refreshed
 from linboost_optax._solvers.elimination import where_seen
+from linboost_optax._solvers.refreshed import Average
 
 
 class PolarState(NamedTuple):
     """What is kept of one layer's momentum; ``side`` is the shorter of its sides.
 
     Attributes:
-      weight: of the moving average so far, ``[block]``.
       average: moving average of the Gram matrix of the momentum, of unit norm,
         ``[block, side, side]``, or its product with probes, ``[block, side, probe]``.
       root: its inverse square root.
     """
 
-    weight: jax.Array
-    average: jax.Array
+    average: Average
     root: Any
 
 
@@ -65,57 +65,55 @@ class Polar:
     @property
     def root(self) -> Root:
         """How the Gram matrix of the shorter side is kept."""
-        return roots.of(min(self.sides))
+        inputs, outputs = self.sides
+        return roots.of(min(self.sides), columns=inputs >= outputs)
 
     def init(self, dtype: jnp.dtype) -> PolarState:
         """Returns the state of a layer that has not moved: its root is the identity."""
         blocks, root = self.layer.blocks, self.root
-        nothing = root.zeros(blocks, dtype)
-        return PolarState(
-            jnp.zeros(blocks, dtype), nothing, root.identity(blocks, dtype)
-        )
+        average = Average(jnp.zeros(blocks, dtype), root.zeros(blocks, dtype))
+        return PolarState(average, root.identity(blocks, dtype))
 
     def direction(
         self, state: PolarState, momentum: Affine, step: jax.Array
     ) -> tuple[Affine, PolarState]:
         """Returns the factor, its elements of mean square 1, and the new state."""
-        inputs, outputs = self.sides
-        unit = momentum.w / _or_one(_norm(momentum.w))
-        moved = _norm(unit)[:, 0, 0] > 0
-        tall = inputs >= outputs
-        unit = unit.mT if tall else unit  # the shorter side first
+        w, norm = momentum.w, _norm(momentum.w)
+        # A norm near the smallest number has no inverse to multiply a root with.
+        moved = norm > 2.0**30 * jnp.finfo(norm.dtype).tiny
+        inverse = jnp.where(moved, 1 / jnp.where(moved, norm, 1), 0)
 
         def remake() -> PolarState:
-            weight = self.decay * state.weight + (1 - self.decay)
-            seen = self.root.seen(unit)
-            average = self.decay * state.average + (1 - self.decay) * seen
-            root = self.root.inverse(average / weight[:, None, None])
-            good = moved
-            for leaf in jax.tree.leaves(root):
-                axes = tuple(range(1, leaf.ndim))
-                good &= jnp.all(jnp.isfinite(leaf), axis=axes)
-            return where_seen(good, PolarState(weight, average, root), state)
+            seen = self.root.seen(w * inverse[:, None, None])
+            average = refreshed.advance(state.average, seen, moved, self.decay)
+            root = self.root.inverse(refreshed.corrected(average))
+            good = moved & refreshed.finite(root)
+            return where_seen(good, PolarState(average, root), state)
 
         # Blocks that never moved have no root yet.
-        due = (step % self.every == 0) | jnp.any(moved & (state.weight == 0))
+        new = moved & (state.average.weight == 0)
+        due = (step % self.every == 0) | jnp.any(new)
         state = jax.lax.cond(due, remake, lambda: state)
-        factor = self.root.apply(state.root, unit)
-        factor = factor.mT if tall else factor
+        factor = self.root.apply(state.root, inverse, w)
         # A root that is older than the momentum may stretch it where it has turned to.
-        longest, length = min(self.sides) ** 0.5, _or_one(_norm(factor))
-        scale = max(self.sides) ** 0.5 * jnp.minimum(1, longest / length)
-        return Affine(factor * scale, None), state
+        length = jnp.sqrt(jnp.sum(factor * factor, axis=(1, 2)))
+        longest = min(self.sides) ** 0.5
+        scale = max(self.sides) ** 0.5 * longest / jnp.maximum(length, longest)
+        return Affine(factor * scale[:, None, None], None), state
 
 
 def _norm(w: jax.Array) -> jax.Array:
-    """Returns the Frobenius norm of each block, ``[block, 1, 1]``; it cannot overflow.
+    """Returns the Frobenius norm of each block; squares may overflow or vanish."""
+    squares = jnp.sum(w * w, axis=(1, 2))
+    # With a margin: what is lost of a sum this large is rounding.
+    info = jnp.finfo(squares.dtype)
+    usual = jnp.isfinite(squares) & (squares > info.tiny / info.eps**2)
 
-    Gradients have any scale: what is squared is divided by its largest element first.
-    """
-    largest = _or_one(jnp.max(jnp.abs(w), axis=(1, 2), keepdims=True))
-    scaled = w / largest
-    return largest * jnp.sqrt(jnp.sum(scaled**2, axis=(1, 2), keepdims=True))
+    def scaled() -> jax.Array:
+        largest = jnp.max(jnp.abs(w), axis=(1, 2))
+        divisor = jnp.where(largest > 0, largest, 1)
+        return divisor * jnp.sqrt(
+            jnp.sum((w / divisor[:, None, None]) ** 2, axis=(1, 2))
+        )
 
-
-def _or_one(x: jax.Array) -> jax.Array:
-    return jnp.where(x > 0, x, 1)
+    return jax.lax.cond(jnp.all(usual), lambda: jnp.sqrt(squares), scaled)

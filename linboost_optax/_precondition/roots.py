@@ -1,7 +1,8 @@
 """Inverse square roots of a moving average of Gram matrices, whole or of low rank.
 
-Matrices have the trace 1, ``[block, side, side]``; what is multiplied by a root is
-``[block, side, other]``.
+Matrices have the trace 1, ``[block, side, side]``. What they are made of and what is
+multiplied by their roots is ``[block, row, column]``, with the side along rows or along
+columns: a transpose would be one more pass over an array as large as a kernel.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class Root(Protocol):
         ...
 
     def seen(self, x: jax.Array) -> jax.Array:
-        """Returns what is averaged of :math:`x x^T`."""
+        """Returns what is averaged of :math:`x x^T`, or :math:`x^T x`."""
         ...
 
     def inverse(self, average: jax.Array) -> Any:
@@ -45,9 +46,18 @@ class Root(Protocol):
         ...
 
 
-def of(side: int, rank: int = 64) -> Root:
-    """Returns how a matrix of this width is kept: as it is up to twice the rank."""
-    return Whole(side) if side <= 2 * rank else LowRank(side, rank)
+def of(side: int, columns: bool = False, rank: int = 64) -> Root:
+    """Returns how a matrix of this width is kept: as it is up to the rank.
+
+    Eigenvectors of wider ones are found on threads that slow down all else; see
+    ``_solvers/triangular.py``.
+
+    Args:
+      side: the width.
+      columns: whether the side is along columns; default False, along rows.
+      rank: of the sketch of wider ones; default 64.
+    """
+    return LowRank(side, columns, rank) if side > rank else Whole(side, columns)
 
 
 @dataclass(frozen=True)
@@ -55,6 +65,7 @@ class Whole:
     """The matrix itself, and its root."""
 
     side: int
+    columns: bool
 
     def zeros(self, blocks: int, dtype: jnp.dtype) -> jax.Array:
         return jnp.zeros((blocks, self.side, self.side), dtype)
@@ -64,7 +75,8 @@ class Whole:
         return jnp.broadcast_to(jnp.eye(self.side, dtype=dtype), shape)
 
     def seen(self, x: jax.Array) -> jax.Array:
-        return jnp.einsum("kdo,keo->kde", x, x)
+        pair = "kod,koe->kde" if self.columns else "kdo,keo->kde"
+        return jnp.einsum(pair, x, x)
 
     def inverse(self, average: jax.Array) -> jax.Array:
         # Eigenvectors are found one after another, which accelerators are slow at.
@@ -72,7 +84,11 @@ class Whole:
             average, cpu=by_eigenvectors, default=by_products
         )
 
-    def apply(self, root: jax.Array, x: jax.Array) -> jax.Array:
+    def apply(self, root: jax.Array, scale: jax.Array, x: jax.Array) -> jax.Array:
+        # The root is small: to scale it is no pass over `x`.
+        root = scale[:, None, None] * root
+        if self.columns:
+            return jnp.einsum("koe,ked->kod", x, root)
         return jnp.einsum("kde,keo->kdo", root, x)
 
 
@@ -99,6 +115,7 @@ class LowRank:
     """
 
     side: int
+    columns: bool
     rank: int
 
     def zeros(self, blocks: int, dtype: jnp.dtype) -> jax.Array:
@@ -111,8 +128,13 @@ class LowRank:
 
     def seen(self, x: jax.Array) -> jax.Array:
         omega = probes(self.side, self.rank, x.dtype)
-        along = jnp.einsum("kdo,dr->kor", x, omega, precision=_HIGH)
-        return jnp.einsum("kdo,kor->kdr", x, along, precision=_HIGH)
+        first, second = (
+            ("kod,dr->kor", "kod,kor->kdr")
+            if self.columns
+            else ("kdo,dr->kor", "kdo,kor->kdr")
+        )
+        along = jnp.einsum(first, x, omega, precision=_HIGH)
+        return jnp.einsum(second, x, along, precision=_HIGH)
 
     def inverse(self, average: jax.Array) -> Directions:
         low = nystrom(average, probes(self.side, self.rank, average.dtype))
@@ -128,10 +150,13 @@ class LowRank:
         gain = jax.lax.rsqrt(values + _DAMPING) / rest[:, None] - 1
         return Directions(rest, basis, basis * gain[:, None, :])
 
-    def apply(self, root: Directions, x: jax.Array) -> jax.Array:
-        along = jnp.einsum("kdr,kdo->kro", root.basis, x)
-        turned = x + jnp.einsum("kdr,kro->kdo", root.scaled, along)
-        return root.rest[:, None, None] * turned
+    def apply(self, root: Directions, scale: jax.Array, x: jax.Array) -> jax.Array:
+        rest = (scale * root.rest)[:, None, None]
+        if self.columns:
+            along = jnp.einsum("kod,kdr->kor", x, root.scaled)
+            return rest * (x + jnp.einsum("kor,kdr->kod", along, root.basis))
+        along = jnp.einsum("kdr,kdo->kro", root.scaled, x)
+        return rest * (x + jnp.einsum("kdr,kro->kdo", root.basis, along))
 
 
 def by_eigenvectors(gram: jax.Array) -> jax.Array:

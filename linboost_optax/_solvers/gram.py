@@ -18,9 +18,9 @@ from linboost_optax._solvers.elimination import (
     center,
     output_mean,
     uncenter,
-    where_seen,
 )
 from linboost_optax._solvers.refreshed import Refreshed
+from linboost_optax._solvers.triangular import lower_inverse
 from linboost_optax._statistics.gram import BlockGram, Gram
 
 
@@ -56,8 +56,9 @@ class _OnGram:
 
     def init(self) -> Refreshed:
         d, zeros = self.layer.features, self.layer.zeros
-        cached = type(self).cached(zeros(d, d))
-        return refreshed.init(self.layer, (zeros(d), zeros(d, d)), cached)
+        identity = zeros(d, d) + jnp.eye(d, dtype=self.layer.dtype)[None]
+        cached = type(self).cached(identity)
+        return refreshed.init(self.layer, (zeros(d), zeros(d, d)), zeros(d), cached)
 
     def read(self, value: Any) -> BlockGram:
         return self.statistic.second_moment(self.layer, value)
@@ -85,9 +86,9 @@ class GramInverse(_OnGram):
 
     def solve(self, state: Refreshed, view: Any, g: Affine) -> Affine:
         del view
-        mean, value, ready = state.factor
+        mean, value, _ = state.factor
         w = jnp.einsum("kde,keo->kdo", value.inverse, center(g, mean))
-        return where_seen(ready, uncenter(w, g.b, mean), g)
+        return uncenter(w, g.b, mean)
 
 
 class GramRoot(_OnGram):
@@ -96,24 +97,18 @@ class GramRoot(_OnGram):
     cached = Root
 
     def whiten(self, state: Refreshed, g: Affine) -> Affine:
-        mean, value, ready = state.factor
-        w = jnp.einsum("kde,keo->kdo", value.root, center(g, mean))
-        return where_seen(ready, Affine(w, g.b), g)
+        mean, value, _ = state.factor
+        return Affine(jnp.einsum("kde,keo->kdo", value.root, center(g, mean)), g.b)
 
     def unwhiten(self, state: Refreshed, u: Affine) -> Affine:
-        mean, value, ready = state.factor
-        w = jnp.einsum("ked,keo->kdo", value.root, u.w)
-        return where_seen(ready, uncenter(w, u.b, mean), u)
+        mean, value, _ = state.factor
+        return uncenter(jnp.einsum("ked,keo->kdo", value.root, u.w), u.b, mean)
 
     def coordinates(self, state: Refreshed, w: Affine) -> Affine:
-        # A triangular solve, paid only by who reads it.
-        mean, value, ready = state.factor
-        eye = jnp.eye(value.root.shape[-1], dtype=value.root.dtype)
-        root = jnp.where(ready[:, None, None], value.root, eye)
-        v = jax.lax.linalg.triangular_solve(
-            root, w.w, left_side=True, lower=True, transpose_a=True
-        )
-        return where_seen(ready, Affine(v, output_mean(w, mean)), w)
+        # The factor itself is made of its inverse, for those who read it alone.
+        mean, value, _ = state.factor
+        v = jnp.einsum("ked,keo->kdo", lower_inverse(value.root), w.w)
+        return Affine(v, output_mean(w, mean))
 
 
 def _root(
@@ -136,6 +131,4 @@ def _root(
     variance = jnp.maximum(jnp.diagonal(outer, axis1=1, axis2=2), 0)
     added = damping.shrinkage * variance + damping.ridge + rounding + info.tiny
     metric = damping.kept * outer + added[:, None, :] * identity
-    return mean, jax.lax.linalg.triangular_solve(
-        jnp.linalg.cholesky(metric), identity, left_side=True, lower=True
-    )
+    return mean, lower_inverse(jnp.linalg.cholesky(metric))

@@ -14,7 +14,6 @@ from linboost_optax._solvers.elimination import (
     columns,
     output_mean,
     uncenter,
-    where_seen,
 )
 from linboost_optax._solvers.refreshed import Refreshed
 from linboost_optax._statistics.low_rank import nystrom
@@ -30,7 +29,9 @@ class LowRank(NamedTuple):
     The columns of :math:`B` are orthogonal, and :math:`s` the square roots of the
     eigenvalues of :math:`I + B B^T` along them, so that every power of it is one plus
     low rank. With :math:`U = B / s` its inverse is :math:`I - U U^T`, and other powers
-    are :math:`I + U\, c(s)\, U^T` with a coefficient of their own.
+    are :math:`I + U\, c(s)\, U^T` with a coefficient of their own: the columns of U
+    have the squared norm :math:`1 - 1 / s^2`, none is divided by its norm, which may be
+    zero.
 
     Attributes:
       scale: :math:`D^{1/2}`, ``[block, feature]``.
@@ -41,6 +42,30 @@ class LowRank(NamedTuple):
     scale: jax.Array
     basis: jax.Array
     stretch: jax.Array
+
+    def along(self, w: jax.Array, weight: jax.Array) -> jax.Array:
+        """Returns ``U c U^T w``.
+
+        Coefficients ``c``, ``[block, rank]``, scale the basis: between the two products
+        they would be fused into the second, which was measured to cost more than both.
+        """
+        weighted = self.basis * weight[:, None, :]
+        seen = jnp.einsum("kdr,kdo->kro", weighted, w)
+        return jnp.einsum("kdr,kro->kdo", self.basis, seen)
+
+    def divide(self, g: Affine, mean: jax.Array, weight: jax.Array) -> jax.Array:
+        """Returns ``(I - U c U^T) D^{-1/2}`` times the right-hand side, centred.
+
+        The product is that of ``g`` as it is, and what centring changes is taken off
+        after: one pass less over an array as large as a kernel.
+        """
+        weighted = self.basis * (weight[:, None, :] / columns(self.scale))
+        seen = jnp.einsum("kdr,kdo->kro", weighted, g.w)
+        if g.b is not None:
+            shift = jnp.einsum("kdr,kd->kr", weighted, mean)
+            seen = seen - columns(shift) * g.b[:, None, :]
+        inner = center(g, mean) / columns(self.scale)
+        return inner - jnp.einsum("kdr,kro->kdo", self.basis, seen)
 
 
 @dataclass(frozen=True)
@@ -72,8 +97,9 @@ class Nystrom:
     def init(self) -> Refreshed:
         rank = self.statistic.rank_of(self.layer)
         d, zeros = self.layer.features, self.layer.zeros
-        metric = LowRank(zeros(d), zeros(d, rank), zeros(rank))
-        return refreshed.init(self.layer, (zeros(d), zeros(d), zeros(d, rank)), metric)
+        one = LowRank(zeros(d) + 1, zeros(d, rank), zeros(rank) + 1)
+        averaged = (zeros(d), zeros(d), zeros(d, rank))
+        return refreshed.init(self.layer, averaged, zeros(d), one)
 
     def read(self, value: Any) -> BlockSketch:
         return self.statistic.sketched(self.layer, value)
@@ -119,56 +145,25 @@ class Nystrom:
 
     def solve(self, state: Refreshed, view: Any, g: Affine) -> Affine:
         del view
-        mean, metric, ready = _usable(state)
-        w = _inverse(metric, center(g, mean) / columns(metric.scale))
-        return where_seen(ready, uncenter(w / columns(metric.scale), g.b, mean), g)
+        mean, metric, _ = state.factor
+        w = metric.divide(g, mean, jnp.ones_like(metric.stretch))
+        return uncenter(w / columns(metric.scale), g.b, mean)
 
     def whiten(self, state: Refreshed, g: Affine) -> Affine:
         """Returns ``C^-1 g``, with ``C = D^{1/2} (I + B B^T)^{1/2}``."""
-        mean, metric, ready = _usable(state)
-        w = _inverse_root(metric, center(g, mean) / columns(metric.scale))
-        return where_seen(ready, Affine(w, g.b), g)
+        mean, metric, _ = state.factor
+        s = metric.stretch
+        return Affine(metric.divide(g, mean, s / (s + 1)), g.b)
 
     def unwhiten(self, state: Refreshed, u: Affine) -> Affine:
-        mean, metric, ready = _usable(state)
-        w = _inverse_root(metric, u.w) / columns(metric.scale)
-        return where_seen(ready, uncenter(w, u.b, mean), u)
+        mean, metric, _ = state.factor
+        s = metric.stretch
+        w = u.w - metric.along(u.w, s / (s + 1))
+        return uncenter(w / columns(metric.scale), u.b, mean)
 
     def coordinates(self, state: Refreshed, w: Affine) -> Affine:
-        mean, metric, ready = _usable(state)
-        v = _root(metric, w.w * columns(metric.scale))
-        return where_seen(ready, Affine(v, output_mean(w, mean)), w)
-
-
-def _usable(state: Refreshed) -> tuple[jax.Array, LowRank, jax.Array]:
-    mean, metric, ready = state.factor
-    # The identity until there is one: zeros are no metric, and not to divide by.
-    scale, stretch = (
-        jnp.where(ready[:, None], leaf, 1) for leaf in (metric.scale, metric.stretch)
-    )
-    return mean, LowRank(scale, metric.basis, stretch), ready
-
-
-# The columns of U have the squared norm 1 - 1 / s^2, so I + c U U^T has the eigenvalue
-# 1 + c (1 - 1 / s^2) along each. Written so, none is divided by its norm: it may be 0.
-
-
-def _inverse(metric: LowRank, w: jax.Array) -> jax.Array:
-    return w - _along(metric.basis, metric.basis, w)
-
-
-def _inverse_root(metric: LowRank, w: jax.Array) -> jax.Array:
-    s = metric.stretch
-    return w - _along(metric.basis * (s / (s + 1))[:, None, :], metric.basis, w)
-
-
-def _root(metric: LowRank, w: jax.Array) -> jax.Array:
-    s = metric.stretch
-    return w + _along(metric.basis * (s**2 / (s + 1))[:, None, :], metric.basis, w)
-
-
-def _along(scaled: jax.Array, basis: jax.Array, w: jax.Array) -> jax.Array:
-    # Coefficients scale the basis: between the two products they would be fused into
-    # the second, which was measured to cost more than both.
-    along = jnp.einsum("kdr,kdo->kro", scaled, w)
-    return jnp.einsum("kdr,kro->kdo", basis, along)
+        mean, metric, _ = state.factor
+        v = w.w * columns(metric.scale)
+        s = metric.stretch
+        v = v + metric.along(v, s**2 / (s + 1))
+        return Affine(v, output_mean(w, mean))

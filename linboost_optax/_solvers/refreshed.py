@@ -5,6 +5,7 @@ skips blocks that saw no sample; its factor is remade every k steps, and a facto
 is not finite leaves the last good one in place.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
@@ -34,7 +35,8 @@ class Factored(NamedTuple):
 
     Attributes:
       center: the mean that goes with ``value``, ``[block, feature]``.
-      value: any tree of arrays ``[block, ...]``.
+      value: any tree of arrays ``[block, ...]``; of the identity until it is computed,
+        so that no one has to ask.
       ready: whether it was ever computed, ``[block]``.
     """
 
@@ -55,16 +57,17 @@ class Refreshed(NamedTuple):
     factor: Factored
 
 
-def init(layer: Layer, averaged: Any, value: Any) -> Refreshed:
+def init(layer: Layer, averaged: Any, center: jax.Array, value: Any) -> Refreshed:
     """Returns the state of a layer that has seen nothing.
 
     Args:
-      layer: gives blocks, features and dtype.
+      layer: gives blocks and dtype.
       averaged: zeros like what is averaged.
-      value: zeros like what is made of it.
+      center: the mean that goes with the identity.
+      value: what would be made of the identity.
     """
     ready = jnp.zeros(layer.blocks, jnp.bool_)
-    factor = Factored(layer.zeros(layer.features), value, ready)
+    factor = Factored(center, value, ready)
     return Refreshed(Average(layer.zeros(), averaged), factor)
 
 
@@ -123,12 +126,18 @@ def refresh(
 
     def remake() -> Factored:
         center, value = factorise(corrected(average))
-        good = average.weight > 0
-        for leaf in jax.tree.leaves(value):
-            # A sum is finite only if its terms are; scaled down it cannot overflow.
-            total = jnp.sum(leaf * 2.0**-60, axis=tuple(range(1, leaf.ndim)))
-            good &= jnp.isfinite(total)
+        good = (average.weight > 0) & finite(value)
         return where_seen(good, Factored(center, value, good), old)
 
     # Only the factor leaves the branches: averages would be copied on their way.
     return jax.lax.cond(due, remake, lambda: old)
+
+
+def finite(value: Any) -> jax.Array:
+    """Returns in which blocks all numbers of a tree are finite, ``[block]``."""
+    # A sum is finite only if its terms are; scaled down it cannot overflow.
+    sums = [
+        jnp.sum(leaf * 2.0**-60, axis=tuple(range(1, leaf.ndim)))
+        for leaf in jax.tree.leaves(value)
+    ]
+    return functools.reduce(jnp.logical_and, map(jnp.isfinite, sums))

@@ -27,7 +27,7 @@ from linboost_optax._layer import Affine, Layer
 from linboost_optax._solvers import refreshed
 from linboost_optax._solvers.cholesky import Cholesky, cholesky_on
 from linboost_optax._solvers.damping import Damping
-from linboost_optax._solvers.elimination import columns, where_seen
+from linboost_optax._solvers.elimination import columns
 from linboost_optax._solvers.incomplete_cholesky import (
     ArrowMetric,
     IncompleteCholesky,
@@ -97,8 +97,9 @@ class TwoSided:
         rank = sketch.rank_of(attend) if isinstance(sketch, Sketch) else d
         zeros = self.layer.zeros
         averaged = (zeros(tokens), zeros(d), zeros(d, rank))
-        spectrum = Spectrum(zeros(rank), zeros(d, rank), zeros())
-        return refreshed.init(self.layer, averaged, spectrum)
+        basis = zeros(d, rank) + jnp.eye(d, rank, dtype=self.layer.dtype)[None]
+        spectrum = Spectrum(zeros(rank), basis, zeros())
+        return refreshed.init(self.layer, averaged, zeros(tokens) + 1, spectrum)
 
     def read(self, value: UseSums) -> Sides:
         lookup, attend = self.statistic.parts(self.layer)
@@ -190,9 +191,8 @@ def _of_sketch(square: jax.Array, outer: jax.Array) -> Spectrum:
 def _power(
     state: Refreshed, g: Affine, power: Callable[[jax.Array], jax.Array]
 ) -> Affine:
-    """Returns ``g`` times a power of the metric; ``g`` where there is no metric yet."""
-    tokens, spectrum, ready = state.factor
-    tokens = jnp.where(ready[:, None], tokens, 1)  # zeros are not to divide by
+    """Returns ``g`` times a power of the metric."""
+    tokens, spectrum, _ = state.factor
     along = jnp.einsum("kvd,kdr->kvr", g.w, spectrum.basis)
     at = power(columns(tokens) + spectrum.along[:, None, :])
     d, rank = spectrum.basis.shape[1:]
@@ -202,7 +202,7 @@ def _power(
         rest = columns(power(tokens + spectrum.rest[:, None]))
         w = jnp.einsum("kvr,kdr->kvd", along * (at - rest), spectrum.basis)
         w = w + g.w * rest
-    return where_seen(ready, Affine(w, None), g)
+    return Affine(w, None)
 
 
 class ArrowSides(NamedTuple):
