@@ -52,7 +52,7 @@ def _padded(lower: jax.Array, more: int) -> jax.Array:
         return lower
     n = lower.shape[1]
     ones = jnp.diag((jnp.arange(n + more) >= n).astype(lower.dtype))
-    return jnp.pad(lower, ((0, 0), (0, more), (0, more))) + ones
+    return jnp.pad(lower, ((0, 0), (0, more), (0, more))) + ones[None]
 
 
 def _diagonal(x: jax.Array, size: int) -> jax.Array:
