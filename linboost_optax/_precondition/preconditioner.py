@@ -10,7 +10,6 @@ from typing import Any, Generic, TypeVar
 import jax
 import jax.numpy as jnp
 
-from linboost_optax import _statistics
 from linboost_optax._layer import Affine, Layer
 from linboost_optax._precondition import flags, outline, slots, stats
 from linboost_optax._precondition.slots import Slot
@@ -127,9 +126,8 @@ def init_starts(
     leaves, starts = jax.tree.leaves(tree), {}
     for i, each in enumerate(preconditioner.members):
         if isinstance(each.metric, SolvesFrom):
-            layer, slots = each.layer, preconditioner.slots
-            dtypes = [leaves[slots[i].kernel].dtype] if slots else []
-            dtype = _statistics.accumulation_dtype(layer.dtype, *dtypes)
+            layer, places = each.layer, preconditioner.slots
+            dtype = slots.dtype(layer, *([leaves[places[i].kernel]] if places else []))
             shape = (layer.blocks, layer.features, layer.kind.outputs)
             b = jnp.zeros(shape[::2], dtype) if layer.biased else None
             starts[layer.key] = Affine(jnp.zeros(shape, dtype), b)

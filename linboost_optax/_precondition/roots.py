@@ -41,16 +41,16 @@ class Root(Protocol):
         """Returns the damped inverse root of an average."""
         ...
 
-    def apply(self, root: Any, x: jax.Array) -> jax.Array:
-        """Returns the product of a root and ``x``."""
+    def apply(self, root: Any, scale: jax.Array, x: jax.Array) -> jax.Array:
+        """Returns the product of a root and ``x``, times a scale for each block."""
         ...
 
 
 def of(side: int, columns: bool = False, rank: int = 64) -> Root:
     """Returns how a matrix of this width is kept: as it is up to the rank.
 
-    Eigenvectors of wider ones are found on threads that slow down all else; see
-    ``_solvers/triangular.py``.
+    Eigenvectors of wider ones were measured to train no better, and are found on
+    threads that slow down all else: see ``_solvers/triangular.py``.
 
     Args:
       side: the width.

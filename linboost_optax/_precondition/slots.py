@@ -72,10 +72,15 @@ def _apply(
 ) -> tuple[list[jax.Array], Any]:
     """Returns a layer's kernel and bias as ``function`` maps them as matrices."""
     kernel, bias = own[0], own[1] if len(own) > 1 else None
-    dtype = _statistics.accumulation_dtype(kernel.dtype, layer.dtype)
-    affine, rest = function(metric, layer.to_affine(kernel, bias, dtype), *args)
+    matrices = layer.to_affine(kernel, bias, dtype(layer, kernel))
+    affine, rest = function(metric, matrices, *args)
     new = [leaf for leaf in layer.from_affine(affine) if leaf is not None]
     return [leaf.astype(old.dtype) for leaf, old in zip(new, own)], rest
+
+
+def dtype(layer: Layer, *kernel: jax.Array) -> jnp.dtype:
+    """Returns the dtype of a layer's matrices; without a kernel, of its statistic."""
+    return _statistics.accumulation_dtype(layer.dtype, *(k.dtype for k in kernel))
 
 
 def find(layers: tuple[Layer, ...], tree: Any) -> list[Slot]:

@@ -12,9 +12,7 @@ from linboost_optax import _checks
 from linboost_optax._layer import Affine, Layer
 from linboost_optax._precondition import slots
 from linboost_optax._precondition.polar import Polar, PolarState
-from linboost_optax._precondition.slots import Slot
 from linboost_optax._solvers import Cholesky, Solver
-from linboost_optax._statistics import accumulation_dtype
 from linboost_optax._taps import Taps, check_taps
 from linboost_optax._transforms import rates, wide
 from linboost_optax._transforms.whiten import whiten
@@ -59,7 +57,7 @@ def scale_by_polar(
     of Adam's, so that one learning rate serves kernels and all else. Unlike Muon's
     iterations, the inverse root is that of a moving average, on the shorter side of
     the matrix, and is kept for ``every`` steps: a step costs one product. Of sides
-    above 128 it is that of a sketch, so that nothing is as large as a side squared. It
+    above 64 it is that of a sketch, so that nothing is as large as a side squared. It
     does not read statistics; ``polar`` runs it in whitened coordinates.
 
     Biases, norms, embeddings and everything else outside of tapped kernels are scaled
@@ -201,17 +199,15 @@ def _scale_kernels(
     def bound(layer: Layer) -> Polar:
         return Polar(decay, every, layer.without_bias())
 
+    def start(layer: Layer, *kernel: jax.Array) -> PolarState:
+        return bound(layer).init(slots.dtype(layer, *kernel))
+
     def init_fn(params: optax.Params) -> ScaleByPolarState:
         if slots.is_placeholder(params):
-            states = {
-                each.key: bound(each).init(jnp.dtype(each.dtype)) for each in layers
-            }
+            states = {each.key: start(each) for each in layers}
         else:
-            leaves = jax.tree.leaves(params)
-            states = {
-                slot.layer.key: bound(slot.layer).init(_dtype(slot, leaves))
-                for slot in slots.find(layers, params)
-            }
+            leaves, found = jax.tree.leaves(params), slots.find(layers, params)
+            states = {s.layer.key: start(s.layer, leaves[s.kernel]) for s in found}
         return ScaleByPolarState(
             jnp.zeros((), jnp.int32), wide.zeros_like(params), states
         )
@@ -238,10 +234,6 @@ def _scale_kernels(
         return jax.tree.unflatten(treedef, stepped), new
 
     return optax.GradientTransformation(init_fn, update_fn)
-
-
-def _dtype(slot: Slot, leaves: list[jax.Array]) -> jnp.dtype:
-    return accumulation_dtype(leaves[slot.kernel].dtype, slot.layer.dtype)
 
 
 def _direction(
