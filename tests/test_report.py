@@ -93,8 +93,10 @@ def test_cost_of_a_gram_matrix_by_hand():
     layer = taps.report(lbo.Cholesky(every=4)).layers[0]
     # d x d times d x o, beside terms of d (o + d) and less.
     assert 2 * d * d * o < layer.solving < 2 * d * d * o + 10 * d * (o + d)
-    # A factor, its inverse, and the product of that with itself.
-    want = d**3 / 3 + d**3 + 2 * d**3
+    # A factor; its inverse, from four pieces of 16 that are joined in pairs by two
+    # products, two of 16 and then one of 32; and the product of that with itself.
+    inverse = 4 * 16**3 + 4 * (2 * 16**3 + 32**3)
+    want = d**3 / 3 + inverse + 2 * d**3
     assert want / 4 < layer.refreshing < (want + 20 * d * d) / 4
     once = taps.report(lbo.Cholesky(every=1)).layers[0]
     assert once.refreshing == pytest.approx(4 * layer.refreshing)
