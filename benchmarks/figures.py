@@ -9,6 +9,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from benchmarks import optimizers
 from benchmarks.optimizers import OPTIMIZERS
 
 LOSSES = {"train_loss": "training loss", "test_loss": "test loss"}
@@ -22,8 +23,10 @@ LINES = [line for line in ("-", "--", ":") for _ in _HUES]
 
 
 def style(name: str) -> dict[str, Any]:
-    """Colour and line of an optimizer."""
-    return style_of(list(OPTIMIZERS).index(name))
+    """Colour and line of an optimizer; those that are drawn most have the strong ones."""
+    raced = optimizers.of("main")
+    others = [each for each in OPTIMIZERS if each not in raced]
+    return style_of([*raced, *others].index(name))
 
 
 def style_of(index: int) -> dict[str, Any]:
