@@ -23,7 +23,7 @@ LINES = [line for line in ("-", "--", ":") for _ in _HUES]
 
 
 def style(name: str) -> dict[str, Any]:
-    """Colour and line of an optimizer; those that are drawn most have the strong ones."""
+    """Colour and line of an optimizer; strong ones for those that are drawn most."""
     raced = optimizers.of("main")
     others = [each for each in OPTIMIZERS if each not in raced]
     return style_of([*raced, *others].index(name))
