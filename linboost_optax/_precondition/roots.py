@@ -49,8 +49,8 @@ class Root(Protocol):
 def of(side: int, columns: bool = False, rank: int = 64) -> Root:
     """Returns how a matrix of this width is kept: as it is up to the rank.
 
-    Eigenvectors of wider ones were measured to train no better, and are found on
-    threads that slow down all else: see ``_solvers/triangular.py``.
+    Eigenvectors of wider ones are found on threads that slow down all else, see
+    ``_solvers/triangular.py``; a sketch was measured to train about as well.
 
     Args:
       side: the width.

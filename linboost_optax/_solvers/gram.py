@@ -125,9 +125,7 @@ def _root(
         rounding = rounding + jnp.max(rounding, axis=1, keepdims=True)
     if biased:
         outer = outer - mean[:, :, None] * mean[:, None, :]
-    identity = jnp.broadcast_to(
-        jnp.eye(outer.shape[-1], dtype=outer.dtype), outer.shape
-    )
+    identity = jnp.eye(outer.shape[-1], dtype=outer.dtype)[None]
     variance = jnp.maximum(jnp.diagonal(outer, axis1=1, axis2=2), 0)
     added = damping.shrinkage * variance + damping.ridge + rounding + info.tiny
     metric = damping.kept * outer + added[:, None, :] * identity
