@@ -86,7 +86,7 @@ def adam(schedule: optax.Schedule, taps: Any) -> optax.GradientTransformation:
     return optax.adam(schedule)
 
 
-@optimizer("muon", "Muon", 1e-2, jobs=("main", "whiten", "step_time"))
+@optimizer("muon", "Muon", 1e-2, jobs=("main", "whiten", "step_time", "transfer"))
 def muon(schedule: optax.Schedule, taps: Any) -> optax.GradientTransformation:
     """Muon on kernels, its own Adam on biases, norms and embeddings.
 
@@ -131,7 +131,7 @@ def lnb_conjugate_gradient(schedule: optax.Schedule, taps: Any):
     "whiten(Adam)",
     3e-3,
     lbo.Auto(),
-    jobs=("main", "memory", "sensitivity", "whiten", "step_time"),
+    jobs=("main", "memory", "sensitivity", "whiten", "step_time", "transfer"),
 )
 @optimizer(
     "whiten_ic",
@@ -150,7 +150,7 @@ def whitened_adam(schedule: optax.Schedule, taps: Any) -> optax.GradientTransfor
     "polar",
     1e-2,
     lbo.Auto(),
-    jobs=("main", "sensitivity", "whiten", "step_time"),
+    jobs=("main", "sensitivity", "whiten", "step_time", "transfer"),
 )
 @optimizer("polar_ic", "polar, moments", 1e-2, lbo.Moments(), jobs=("step_time",))
 def polar(schedule: optax.Schedule, taps: Any) -> optax.GradientTransformation:
@@ -158,7 +158,7 @@ def polar(schedule: optax.Schedule, taps: Any) -> optax.GradientTransformation:
     return lbo.polar(schedule, taps)
 
 
-@optimizer("soap", "SOAP", 1e-2, jobs=("main", "whiten"))
+@optimizer("soap", "SOAP", 1e-2, jobs=("main", "whiten", "transfer"))
 def soap_both_sides(schedule: optax.Schedule, taps: Any):
     """SOAP with full matrices on both sides, eigenvectors remade every 10 steps."""
     del taps

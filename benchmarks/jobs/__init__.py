@@ -16,6 +16,7 @@ from benchmarks.jobs import (
     sensitivity,
     step_time,
     tied,
+    transfer,
 )
 
 JOBS: dict[str, Job] = {
@@ -26,6 +27,7 @@ JOBS: dict[str, Job] = {
         step_time.JOB,
         compile_time.JOB,
         sensitivity.JOB,
+        transfer.JOB,
         defaults.JOB,
         memory.JOB,
         coverage.JOB,

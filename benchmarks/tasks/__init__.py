@@ -8,7 +8,7 @@ from benchmarks.tasks import dense, convolutional  # noqa: F401  # isort: skip
 from benchmarks.tasks import text as _text  # noqa: F401  # isort: skip
 from benchmarks.tasks._task import TASKS, Task, of
 
-__all__ = ["TASKS", "Task", "load", "of"]
+__all__ = ["TASKS", "Task", "load", "of", "shortened"]
 
 
 def load(name: str, quick: bool = False, text: str | None = None) -> Task:
@@ -21,5 +21,9 @@ def load(name: str, quick: bool = False, text: str | None = None) -> Task:
     """
     listed = TASKS[name]
     task = listed.build(text) if listed.reads_text else listed.build()
-    small = {"steps": 4, "every": 2, "batch_size": 32, "evaluated": 32}
-    return replace(task, **small) if quick else task
+    return shortened(task) if quick else task
+
+
+def shortened(task: Task) -> Task:
+    """A task of a few small steps."""
+    return replace(task, steps=4, every=2, batch_size=32, evaluated=32)

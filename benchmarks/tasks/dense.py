@@ -29,10 +29,7 @@ def digits_classifier() -> Task:
     Without the shifts every optimizer separates the digits, and the training
     loss runs to zero: no target to race to.
     """
-    train, test = digits()
-    train = shifted(train, size=10, copies=4, seed=1, shift=1)
-    test = shifted(test, size=10, copies=4, seed=2, shift=1)
-    return _classifier(MLP((256, 10)), train, test, batch_size=256, steps=300)
+    return classifier((256,))
 
 
 @task("main", "defaults", *COMPARED)
@@ -128,6 +125,18 @@ def mlp_784() -> Task:
     """Tanh MLP 784-800-10, batch 1000, digits enlarged to look like MNIST."""
     train, test = _mnist_like()
     return _classifier(MLP((800, 10)), train, test, batch_size=1000, steps=200)
+
+
+def classifier(hidden: tuple[int, ...], unit: float = 1.0, offset: float = 0.0) -> Task:
+    """The digits classifier with other layers, or with pixels in another unit."""
+
+    def moved(split: Split, seed: int) -> Split:
+        images, labels = shifted(split, size=10, copies=4, seed=seed, shift=1)
+        return (images + offset) * unit, labels
+
+    train, test = digits()
+    train, test = moved(train, seed=1), moved(test, seed=2)
+    return _classifier(MLP((*hidden, 10)), train, test, batch_size=256, steps=300)
 
 
 def _classifier(
