@@ -87,7 +87,7 @@ def medians(result: Result, optimizer: str) -> dict[str, dict[float, float]]:
 
 
 def describe(result: Result) -> str:
-    """The best rate and its loss, and the loss at the best rate of the first version."""
+    """The best rate and its loss, and the loss at that of the first version."""
     labels: list[str] = []
     rows = []
     for name, entry in result["optimizers"].items():

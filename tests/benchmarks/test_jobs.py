@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks import driver, results
-from benchmarks.jobs import JOBS, races, step_time
+from benchmarks.jobs import JOBS, races, step_time, transfer
 from benchmarks.tasks._deep import DEEP
 from linboost_optax import linen
 
@@ -214,3 +214,24 @@ def test_ills_memory_job(tmp_path):
     assert math.isfinite(first)
     assert second < first
     assert len(result["seconds"]) == 2
+
+
+def test_transfer_trains_every_version_at_the_same_rates(tmp_path, capsys):
+    result = run("transfer", tmp_path, "--optimizers", "adam", task="inputs")
+    assert result["rates"] == [0.0001, 0.01, 1]
+    (adam,) = result["optimizers"].values()
+    assert len(adam["losses_by_seed"]) == 4
+    for losses in adam["losses_by_seed"].values():
+        assert [len(seeds) for seeds in losses] == [result["seeds"]] * 3
+    # A bias takes an offset in, a unit changes all.
+    first, *others = adam["losses_by_seed"].values()
+    assert all(other != first for other in others)
+    assert "| Adam " in capsys.readouterr().out
+
+
+def test_transfer_tells_what_is_lost_by_keeping_the_rate():
+    losses = {"here": [[4.0, 4.0], [2.0, 4.0]], "there": [[1.0, 1.0], [None, 7.0]]}
+    adam = {"label": "Adam", "losses_by_seed": losses}
+    text = transfer.describe({"rates": [0.1, 0.2], "optimizers": {"adam": adam}})
+    cells = [cell.strip() for cell in text.splitlines()[-1].strip("|").split("|")]
+    assert cells == ["Adam", "3 at 0.2", "1 at 0.1; - at 0.2"]

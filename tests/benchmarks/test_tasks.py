@@ -14,7 +14,7 @@ from scipy.interpolate import CubicSpline
 from benchmarks import tasks, tuning
 from benchmarks.job import Options
 from benchmarks.optimizers import OPTIMIZERS, grid, kernel_axes
-from benchmarks.tasks import TASKS, _curves, _digits, text
+from benchmarks.tasks import TASKS, _curves, _digits, dense, text
 from benchmarks.tasks._models import MLP
 from benchmarks.tasks._task import bernoulli
 
@@ -54,6 +54,15 @@ def test_shifted_digits_look_like_mnist():
     assert not np.array_equal(images[: len(test)], images[len(test) :])
     again, _ = _digits.shifted(splits[1], size=28, copies=2, seed=0, shift=4)
     np.testing.assert_array_equal(images, again)
+
+
+def test_the_classifier_in_another_unit_is_the_same_but_for_its_numbers():
+    plain, moved = dense.classifier((8,)), dense.classifier((8,), unit=10.0, offset=3.0)
+    for part in ("train", "test"):
+        images, others = getattr(plain, part), getattr(moved, part)
+        np.testing.assert_array_equal(images["y"], others["y"])
+        np.testing.assert_allclose(others["x"], 10 * (images["x"] + 3), rtol=1e-6)
+        assert others["x"].dtype == jnp.float32
 
 
 def test_shifting_keeps_the_digit():
