@@ -26,6 +26,7 @@ from linboost_optax._transforms.polar import (
     polar,
     scale_by_polar,
 )
+from linboost_optax._transforms.state_sharding import state_sharding
 from linboost_optax._transforms.whiten import WhitenState, whiten
 
 __version__ = "0.1.0"
@@ -60,6 +61,7 @@ __all__ = [
     "polar",
     "scale_by_lnb",
     "scale_by_polar",
+    "state_sharding",
     "tap",
     "taps",
     "value_and_grad",

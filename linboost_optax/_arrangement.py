@@ -6,10 +6,14 @@ the parameter, cut into *atoms*, with these in another order.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
+
+_Name = TypeVar("_Name")
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,30 @@ class Arrangement:
     def is_identity(self) -> bool:
         """Whether the result is the parameter, but for its shape."""
         return not self.flipped and self.order == tuple(range(len(self.order)))
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Sizes of the atoms in their new order."""
+        return tuple(self.atoms[i] for i in self.order)
+
+    def follow(self, axes: Sequence[_Name]) -> list[_Name | None]:
+        """Returns what belongs to the parameter's axes by atom, in their new order.
+
+        Of an axis that is cut it belongs to the first of its pieces; of one that is
+        flipped to none.
+        """
+        left, named = list(self.atoms), []
+        for size, name in zip(self.shape, axes):
+            pieces: list[_Name | None] = [name]
+            reached = left.pop(0)
+            while reached < size:
+                reached *= left.pop(0)
+                pieces.append(None)
+            named += pieces
+        return [
+            None if place in self.flipped else named[i]
+            for place, i in enumerate(self.order)
+        ]
 
     def apply(self, parameter: jax.Array) -> jax.Array:
         """Returns the atoms of a parameter in their new order, an axis each."""

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
+from jax.core import Tracer
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
 _Out = TypeVar("_Out")
@@ -23,15 +24,12 @@ def replicated(function: Callable[..., _Out], *args: Any) -> _Out:
     return _automatic(function, mesh, NamedSharding(mesh, PartitionSpec()), args)
 
 
-def sharded_like(
-    like: Any, function: Callable[..., tuple[Any, _Out]], *args: Any
-) -> tuple[Any, _Out]:
-    """Returns ``function(*args)``, a pair, its first part sharded as ``like``.
+def sharded_like(like: Any, function: Callable[..., _Out], *args: Any) -> _Out:
+    """Returns ``function(*args)``, sharded as ``like``.
 
     Args:
       like: a tree of arrays.
-      function: returns a tree of arrays like these, and another tree, which will be the
-        same on every device.
+      function: returns such a tree.
       *args: its arguments.
     """
     mesh = _explicit_mesh((like, args))
@@ -43,8 +41,36 @@ def sharded_like(
         own = jax.typeof(leaf).sharding
         return everywhere if own.mesh.empty else NamedSharding(mesh, own.spec)
 
-    out = (jax.tree.map(sharding_of, like), everywhere)
-    return _automatic(function, mesh, out, args)
+    return _automatic(function, mesh, jax.tree.map(sharding_of, like), args)
+
+
+def rows_whole(x: jax.Array) -> jax.Array:
+    """Asks the compiler to have the whole of each row of ``x`` on one device."""
+    mesh = jax.typeof(x).sharding.mesh
+    if mesh.empty or len(mesh.auto_axes) < len(mesh.axis_names):
+        return x
+    spec = PartitionSpec(*[PartitionSpec.UNCONSTRAINED] * (x.ndim - 1), None)
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+
+
+def known_sharding(x: jax.Array) -> NamedSharding | None:
+    """Returns how an array is sharded over a mesh, where that is known by now.
+
+    It is of arrays that are there, and of explicit axes by their type. What is traced
+    for automatic ones is laid out by the compiler.
+    """
+    if not isinstance(x, Tracer):
+        own = getattr(x, "sharding", None)
+        return own if isinstance(own, NamedSharding) else None
+    own = jax.typeof(x).sharding
+    return own if own.mesh.explicit_axes else None
+
+
+def put(x: jax.Array, sharding: NamedSharding) -> jax.Array:
+    """Returns an array with a sharding that ``known_sharding`` told of another."""
+    if isinstance(sharding.mesh, AbstractMesh):
+        return jax.sharding.reshard(x, sharding)
+    return jax.device_put(x, sharding)
 
 
 def unsharded(x: Any) -> Any:

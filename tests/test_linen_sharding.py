@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import socket
 import subprocess
 import sys
 
@@ -19,21 +20,25 @@ from tests.networks import MLP, data, squared_error, train_step
 from tests.sharding.groups import GROUPS
 
 
-@functools.cache
-def failures(group):
-    """Returns the traceback of every case that fails, from a process of its own."""
-    env = {
+def environment(devices):
+    """Returns that of a process with so many devices."""
+    return {
         **os.environ,
         "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')}"
-        " --xla_force_host_platform_device_count=4",
+        f" --xla_force_host_platform_device_count={devices}",
         "JAX_PLATFORMS": "cpu",
         "JAX_ENABLE_X64": "1",
         # Devices that wait for each other need threads of their own.
         "NPROC": "16",
         "JAX_CPU_ENABLE_ASYNC_DISPATCH": "0",
     }
+
+
+@functools.cache
+def failures(group):
+    """Returns the traceback of every case that fails, from a process of its own."""
     command = [sys.executable, "-m", "tests.sharding", group]
-    run = subprocess.run(command, env=env, capture_output=True, text=True)
+    run = subprocess.run(command, env=environment(4), capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     return json.loads(run.stdout.splitlines()[-1])
 
@@ -44,6 +49,34 @@ def failures(group):
 )
 def test_four_devices_train_as_one(group, case):
     assert failures(group).get(case) is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [2, 4])
+def test_several_processes_train_as_one_device(count):
+    """Four devices, on the loopback interface."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    command = [sys.executable, "-m", "tests.sharding.processes", address, str(count)]
+    started = [
+        subprocess.Popen(
+            [*command, str(number)],
+            env=environment(4 // count),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(count)
+    ]
+    try:
+        said = [process.communicate(timeout=600) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    for process, (out, err) in zip(started, said):
+        assert process.returncode == 0, err
+        assert json.loads(out.splitlines()[-1]) == {}
 
 
 # A mesh of one device has the types of a larger one.
@@ -107,7 +140,7 @@ def test_what_is_sharded_like_nothing_is_everywhere(mesh):
     @jax.jit
     def step(bias, x):
         new, total = _sharding.sharded_like(
-            {"x": x, "bias": bias},
+            ({"x": x, "bias": bias}, jnp.zeros(())),
             lambda x, bias: ({"x": 2 * x, "bias": bias + 1}, jnp.sum(x)),
             x,
             bias,

@@ -71,6 +71,14 @@ class Kind(ABC):
         return math.prod(self.bias_shape) // self.groups
 
     @property
+    def is_in_order(self) -> bool:
+        """Whether axes of the kernel are groups, then features, then outputs.
+
+        By default so, unless a kind has a ``to_matrix`` of its own.
+        """
+        return type(self).to_matrix is Kind.to_matrix
+
+    @property
     def design_key(self) -> Hashable:
         """What determines the design matrix, given the input.
 

@@ -69,6 +69,10 @@ class Conv(Kind):
         return math.prod(self.window)
 
     @property
+    def is_in_order(self) -> bool:
+        return self.groups == 1
+
+    @property
     def design_key(self) -> Hashable:
         return replace(self, out_channels=0)
 

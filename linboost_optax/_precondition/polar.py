@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from linboost_optax._layer import Affine, Layer
 from linboost_optax._precondition import roots
+from linboost_optax._precondition.placement import Placement
 from linboost_optax._precondition.roots import Root
 from linboost_optax._solvers import refreshed
 from linboost_optax._solvers.elimination import where_seen
@@ -73,6 +74,18 @@ class Polar:
         blocks, root = self.layer.blocks, self.root
         average = Average(jnp.zeros(blocks, dtype), root.zeros(blocks, dtype))
         return PolarState(average, root.identity(blocks, dtype))
+
+    def placed(self, state: PolarState, place: Placement) -> PolarState:
+        """Returns a state that lies on a mesh as the shorter side of the kernel.
+
+        Where the outputs are shorter and rows are sharded, it is sharded as these: its
+        basis is small beside what is said of a kernel that is in pieces.
+        """
+        inputs, outputs = self.sides
+        name = place.feature
+        if inputs >= outputs:
+            name = name if place.output is None else place.output
+        return place.along(name, min(self.sides), state)
 
     def direction(
         self, state: PolarState, momentum: Affine, step: jax.Array

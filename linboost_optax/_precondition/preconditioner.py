@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -12,14 +13,16 @@ import jax.numpy as jnp
 
 from linboost_optax._layer import Affine, Layer
 from linboost_optax._precondition import flags, outline, slots, stats
+from linboost_optax._precondition.placement import Placement
 from linboost_optax._precondition.slots import Slot
-from linboost_optax._sharding import replicated
+from linboost_optax._sharding import replicated, sharded_like
 from linboost_optax._solvers.base import Metric, Solves, SolvesFrom
 from linboost_optax._solvers.elimination import where_seen
 from linboost_optax._taps import Taps
 
 M = TypeVar("M", bound=Metric)
 _Tree = TypeVar("_Tree")
+_Out = TypeVar("_Out")
 
 
 @dataclass(frozen=True)
@@ -64,18 +67,27 @@ class Preconditioner(Generic[M]):
         members = [_member(s.layer, whole[s.layer.path], bind) for s in found]
         return cls(tuple(members), tuple(found))
 
-    def init(self) -> dict[str, Any]:
-        """Returns the states, one for all layers that share a statistic."""
-        return {
-            key: flags.to_numbers(each.metric.init())
-            for key, each in self._by_state().items()
-        }
+    def init(self, tree: Any) -> dict[str, Any]:
+        """Returns the states, one for all layers that share a statistic.
+
+        Args:
+          tree: the parameters; states lie on a mesh as these do.
+        """
+        leaves, states = jax.tree.leaves(tree), {}
+        kernels = [leaves[slot.kernel] for slot in self.slots]
+        for each, kernel in itertools.zip_longest(self.members, kernels):
+            layer, state = each.layer, flags.to_numbers(each.metric.init())
+            if kernel is not None:
+                place = Placement.of(layer, kernel)
+                state = place.along(place.feature, layer.features, state)
+            states.setdefault(each.state_key, state)
+        return states
 
     def read(self, values: Any) -> dict[str, Any]:
         """Returns what is needed of the statistics, by state; checks them first."""
         checked = stats.check(values, (each.layer for each in self.members))
         return {
-            key: _once(_read, each, checked[each.layer.stats_key])
+            key: replicated(_once(_read, each), checked[each.layer.stats_key])
             for key, each in self._by_state().items()
         }
 
@@ -84,7 +96,9 @@ class Preconditioner(Generic[M]):
     ) -> dict[str, Any]:
         """Returns the states after one batch."""
         return {
-            key: _once(_updated, each, states[key], views[key], step)
+            key: sharded_like(
+                states[key], _once(_updated, each), states[key], views[key], step
+            )
             for key, each in self._by_state().items()
         }
 
@@ -124,13 +138,17 @@ def init_starts(
 ) -> dict[str, Affine]:
     """Returns zero solutions for the solvers that start from the previous one."""
     leaves, starts = jax.tree.leaves(tree), {}
-    for i, each in enumerate(preconditioner.members):
-        if isinstance(each.metric, SolvesFrom):
-            layer, places = each.layer, preconditioner.slots
-            dtype = slots.dtype(layer, *([leaves[places[i].kernel]] if places else []))
+    for i, member in enumerate(preconditioner.members):
+        if isinstance(member.metric, SolvesFrom):
+            layer, places = member.layer, preconditioner.slots
+            kernel = [leaves[places[i].kernel]] if places else []
+            dtype = slots.dtype(layer, *kernel)
             shape = (layer.blocks, layer.features, layer.kind.outputs)
             b = jnp.zeros(shape[::2], dtype) if layer.biased else None
-            starts[layer.key] = Affine(jnp.zeros(shape, dtype), b)
+            start = Affine(jnp.zeros(shape, dtype), b)
+            for each in kernel:
+                start = Placement.of(layer, each).matrices(start)
+            starts[layer.key] = start
     return starts
 
 
@@ -146,7 +164,7 @@ def solve(
     for each, slot in zip(preconditioner.members, preconditioner.slots):
         start = starts.get(each.layer.key)
         args = (states[each.state_key], views[each.state_key], start)
-        start = slot.apply(_solved, each.metric, leaves, solved, *args)
+        start = slot.apply(_solved, each.metric, leaves, solved, *args, kept=start)
         if start is not None:
             new[each.layer.key] = start
     return solved, new
@@ -180,9 +198,9 @@ class _Mapped:
         return self.function(metric, state, affine), None
 
 
-def _once(function: Callable[..., Any], member: Member[Any], *args: Any) -> Any:
-    local = functools.partial(outline.call, function, (member.metric,))
-    return replicated(local, *args)
+def _once(function: Callable[..., _Out], member: Member[Any]) -> Callable[..., _Out]:
+    """Returns a function of a layer's metric and arrays as one of arrays alone."""
+    return functools.partial(outline.call, function, (member.metric,))
 
 
 def _read(metric: Metric, value: Any) -> Any:

@@ -37,6 +37,7 @@ class Slot:
         leaves: Sequence[jax.Array],
         out: list[jax.Array],
         *args: Any,
+        kept: Any = None,
     ) -> Any:
         """Writes what a function makes of the layer's arrays into ``out``.
 
@@ -45,19 +46,21 @@ class Slot:
 
         Args:
           function: maps the metric, the layer's matrices and ``args`` to matrices and
-            a tree. Of a module, so that layers that are alike are traced once.
+            a tree like ``kept``. Of a module, so that layers that are alike are traced
+            once.
           metric: what is bound to the layer.
           leaves: of a tree that is shaped like the parameters.
           out: leaves of such a tree, to be written to.
-          *args: trees of arrays that are the same on all devices.
+          *args: trees of arrays.
+          kept: a tree of arrays to be sharded like; default None, an empty one.
 
         Returns:
-          The tree.
+          What the function returns beside matrices, sharded as ``kept``.
         """
         places = [i for i in (self.kernel, self.bias) if i is not None]
         own = [leaves[i] for i in places]
         local = functools.partial(outline.call, _apply, (metric, self.layer, function))
-        new, rest = sharded_like(own, local, own, *args)
+        new, rest = sharded_like((own, kept), local, own, *args)
         for i, leaf in zip(places, new):
             out[i] = leaf
         return rest

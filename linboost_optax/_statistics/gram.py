@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from linboost_optax import _checks
 from linboost_optax._layer import Affine
+from linboost_optax._sharding import rows_whole
 from linboost_optax._statistics.base import (
     BlockMoments,
     Statistic,
@@ -131,7 +132,7 @@ class Gram(Statistic):
     ) -> GramSums:
         del g
         dtype = jnp.dtype(layer.dtype)
-        design = layer.kind.design(x, self.max_samples)
+        design = rows_whole(layer.kind.design(x, self.max_samples))
         sums = gram_sums(design, dtype, layer.kind.rows_of(rows, self.max_samples))
         channels = channels_of(layer, x, self.max_samples, rows)
         return sums._replace(channels=channels)

@@ -12,6 +12,7 @@ import numpy as np
 
 from linboost_optax import _checks
 from linboost_optax._layer import Affine
+from linboost_optax._sharding import rows_whole
 from linboost_optax._statistics import bounds
 from linboost_optax._statistics.base import (
     BlockMoments,
@@ -139,7 +140,7 @@ class Sketch(Statistic):
     ) -> SketchSums:
         del g
         dtype = jnp.dtype(layer.dtype)
-        design = layer.kind.design(x, self.max_samples)
+        design = rows_whole(layer.kind.design(x, self.max_samples))
         rows_seen = layer.kind.rows_of(rows, self.max_samples)
         sums = sketch_sums(design, self.rank_of(layer), dtype, rows_seen)
         channels = channels_of(layer, x, self.max_samples, rows)

@@ -116,7 +116,7 @@ def scale_by_lnb(
         return ScaleByLNBState(
             count=jnp.zeros((), jnp.int32),
             momentum=wide.zeros_like(params),
-            metric=preconditioner.init(),
+            metric=preconditioner.init(params),
             starts=init_starts(preconditioner, params),
             skipped=jnp.zeros((), jnp.int32),
         )

@@ -11,6 +11,7 @@ import optax
 from linboost_optax import _checks
 from linboost_optax._layer import Affine, Layer
 from linboost_optax._precondition import slots
+from linboost_optax._precondition.placement import Placement
 from linboost_optax._precondition.polar import Polar, PolarState
 from linboost_optax._solvers import Cholesky, Solver
 from linboost_optax._taps import Taps, check_taps
@@ -200,7 +201,10 @@ def _scale_kernels(
         return Polar(decay, every, layer.without_bias())
 
     def start(layer: Layer, *kernel: jax.Array) -> PolarState:
-        return bound(layer).init(slots.dtype(layer, *kernel))
+        state = bound(layer).init(slots.dtype(layer, *kernel))
+        for each in kernel:
+            state = bound(layer).placed(state, Placement.of(layer, each))
+        return state
 
     def init_fn(params: optax.Params) -> ScaleByPolarState:
         if slots.is_placeholder(params):
@@ -226,8 +230,10 @@ def _scale_kernels(
         stepped, factors = list(leaves), {}
         for slot in slots.find(layers, ahead):
             metric, key = bound(slot.layer), slot.layer.key
-            args = (state.factors[key], state.count)
-            factors[key] = slot.apply(_direction, metric, leaves, stepped, *args)
+            old = state.factors[key]
+            factors[key] = slot.apply(
+                _direction, metric, leaves, stepped, old, state.count, kept=old
+            )
         new = ScaleByPolarState(
             jnp.asarray(optax.safe_increment(state.count)), momentum, factors
         )

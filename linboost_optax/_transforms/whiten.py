@@ -124,7 +124,7 @@ def whiten(
         # The first coordinates are the weights themselves: nothing was seen yet.
         return WhitenState(
             count=jnp.zeros((), jnp.int32),
-            metric=preconditioner.init(),
+            metric=preconditioner.init(params),
             inner=inner.init(wide.widen(params)),
             skipped=jnp.zeros((), jnp.int32),
         )

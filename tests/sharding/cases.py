@@ -2,12 +2,14 @@
 
 import contextlib
 import functools
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, fields, replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -55,6 +57,7 @@ class Case:
       statistic: a key of `STATISTICS`.
       optimizer: a key of `OPTIMIZERS`.
       batch: mesh axis, or axes, that the batch is sharded over.
+      shape: of the mesh; by default all four devices.
     """
 
     model: str
@@ -63,9 +66,10 @@ class Case:
     statistic: str = "gram"
     optimizer: str = "cholesky"
     batch: str | tuple[str, ...] | None = "data"
+    shape: tuple[int, int] = (2, 2)
 
     def __str__(self):
-        return "; ".join(str(value) for value in vars(self).values())
+        return "; ".join(str(getattr(self, field.name)) for field in fields(self))
 
     def __call__(self):
         """Raises unless it trains as one device does, and is sharded as with Optax."""
@@ -87,11 +91,25 @@ class Case:
         close(first.grads, plain.grads, GRADIENTS)
         jax.tree.map(same_sharding, got.params, plain.params)
         jax.tree.map(same_sharding, got.updates, plain.updates)
+        if self.mode != "auto":  # where the compiler may lay out what is not pinned
+            self.check_state(tx, params, got.state)
+
+    def check_state(self, tx, params, state):
+        """Raises unless a state lies where it was put, as `state_sharding` says."""
+        told = lbo.state_sharding(tx, params)
+        for leaf, first, sharding in zip(
+            *map(jax.tree.leaves, (state, tx.init(params), told)), strict=True
+        ):
+            if leaf.ndim:  # numbers of steps are on every device, or on any
+                assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
+                same_sharding(leaf, first)
 
     @functools.cached_property
     def mesh(self):
         kind = AxisType.Auto if self.mode == "auto" else AxisType.Explicit
-        return jax.make_mesh((2, 2), ("data", "model"), axis_types=(kind,) * 2)
+        some = jax.devices()[: math.prod(self.shape)]
+        names = ("data", "model")
+        return jax.make_mesh(self.shape, names, axis_types=(kind,) * 2, devices=some)
 
     def context(self):
         if self.mode == "arrays":
@@ -111,11 +129,12 @@ class Case:
 
 @dataclass(frozen=True)
 class Trained:
-    """Parameters after the last step, and what it was made of."""
+    """Parameters and state after the last step, and what it was made of."""
 
     params: object
     grads: object
     updates: object
+    state: object = None
 
 
 def loss_of(model):
@@ -143,7 +162,7 @@ def trained(step, tx, params, x, steps=STEPS):
         # Collectives of two steps at once may wait for each other's threads.
         last, state = jax.block_until_ready(step(params, state, x))
         params = last.params
-    return last
+    return replace(last, state=state)
 
 
 jax.tree_util.register_dataclass(Trained)
@@ -164,6 +183,15 @@ def same_sharding(a, b):
     assert a.sharding.is_equivalent_to(b.sharding, a.ndim), (a.sharding, b.sharding)
 
 
+def whole(leaf):
+    """Returns an array that other processes have parts of as one that is here."""
+    if leaf.is_fully_addressable:
+        return leaf
+    return multihost_utils.process_allgather(leaf, tiled=True)
+
+
 def close(got, want, tolerance):
-    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+    for a, b in zip(
+        *(map(whole, jax.tree.leaves(t)) for t in (got, want)), strict=True
+    ):
         np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)

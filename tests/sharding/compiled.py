@@ -1,23 +1,63 @@
 """What devices say to each other in a compiled step."""
 
+import math
 import re
+from collections import Counter
 from dataclasses import dataclass
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
+import linboost_optax as lbo
 from linboost_optax import linen
 from tests.sharding.cases import OPTIMIZERS, STATISTICS, Case, loss_of, step_of
 from tests.sharding.models import start
 
 _COLLECTIVE = re.compile(
-    r" (all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute)"
+    r"= (.*?) (all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute)"
     r"(?:-start)?\("
 )
+_SHAPE = re.compile(r"\w+\[([\d,]*)\]")
+
+
+def said(step, *args):
+    """Returns the collectives of a compiled step: names, and how many numbers each."""
+    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", False)
+    try:
+        text = jax.jit(step).lower(*args).compile().as_text()
+    finally:
+        jax.config.update("jax_disable_most_optimizations", before)
+
+    def numbers(shapes):
+        return sum(
+            math.prod(int(size) for size in shape.split(",") if size)
+            for shape in _SHAPE.findall(shapes)
+        )
+
+    return [(name, numbers(shapes)) for shapes, name in _COLLECTIVE.findall(text)]
+
+
+def compared(params, x, *steps):
+    """Returns what is said in each of some steps of optimizers."""
+    return [said(step, params, tx.init(params), x) for step, tx in steps]
+
+
+def steps_of(model, x, tx_of, statistic):
+    """Returns a step of Adam's, one of another optimizer, and both optimizers."""
+    loss, taps = loss_of(model), linen.taps(model, x, statistic=statistic)
+    adam, tx = optax.adam(1e-3), tx_of(taps)
+    tapped = step_of(loss, tx, linen.value_and_grad(loss, taps))
+    return (step_of(loss, adam), adam), (tapped, tx)
 
 
 @dataclass(frozen=True)
 class OnlySums:
-    """Data-parallel steps sum gradients and statistics, and gather nothing."""
+    """Data-parallel steps sum gradients and statistics at once, and gather nothing."""
 
     mode: str
     statistic: str
@@ -29,17 +69,65 @@ class OnlySums:
     def __call__(self):
         place = Case("dense", "replicated", self.mode)
         model, params, x = start(place.model)
-        loss = loss_of(model)
-        taps = linen.taps(model, x, statistic=STATISTICS[self.statistic])
-        tx = OPTIMIZERS[self.optimizer](taps)
-        step = step_of(loss, tx, linen.value_and_grad(loss, taps))
-        before = jax.config.values["jax_disable_most_optimizations"]
-        jax.config.update("jax_disable_most_optimizations", False)
-        try:
-            with place.context():
-                params, x = place.placed(params, x)
-                text = jax.jit(step).lower(params, tx.init(params), x).compile()
-        finally:
-            jax.config.update("jax_disable_most_optimizations", before)
-        found = _COLLECTIVE.findall(text.as_text())
-        assert set(found) == {"all-reduce"}, found
+        statistic, tx_of = STATISTICS[self.statistic], OPTIMIZERS[self.optimizer]
+        plain, ours = steps_of(model, x, tx_of, statistic)
+        with place.context():
+            params, x = place.placed(params, x)
+            adam, found = (
+                said(s, params, tx.init(params), x) for s, tx in (plain, ours)
+            )
+        assert {name for name, _ in found} == {"all-reduce"}, found
+        assert len(found) <= len(adam) + 1, (found, adam)
+
+
+class Chain(nn.Module):
+    """Layers of different widths, so that their arrays can be told apart."""
+
+    widths: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self, x):
+        for width in self.widths:
+            x = jnp.tanh(nn.Dense(width)(x))
+        return x
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Where kernels are sharded over their outputs, each device whitens its own.
+
+    Beyond what Adam's step says come the rows that a layer's statistic is made of,
+    where its inputs are in pieces, and a few numbers that tell whether all is finite.
+    """
+
+    kind: AxisType
+    widths: tuple[int, ...]
+
+    def __str__(self):
+        return f"columns; {self.kind}; {self.widths}"
+
+    def __call__(self):
+        mesh = jax.make_mesh((4,), ("model",), axis_types=(self.kind,))
+        rows, features = 32, 160
+        model, x = Chain(self.widths), jnp.ones((rows, features))
+        params = model.init(jax.random.key(0), x)["params"]
+        whiten = lambda taps: lbo.whiten(optax.adam(1e-3), taps)  # noqa: E731
+        plain, ours = steps_of(model, x, whiten, lbo.Auto())
+
+        def put(leaf):
+            spec = P(*[None] * (leaf.ndim - 1), "model")
+            return jax.device_put(leaf, NamedSharding(mesh, spec))
+
+        with jax.set_mesh(mesh):
+            params = jax.tree.map(put, params)
+            x = jax.device_put(x, NamedSharding(mesh, P()))
+            adam, found = (
+                said(s, params, tx.init(params), x) for s, tx in (plain, ours)
+            )
+        more = Counter(found) - Counter(adam)
+        gathered = [
+            numbers for name, numbers in more.elements() if name == "all-gather"
+        ]
+        assert sorted(gathered) == sorted(rows * width for width in self.widths[:-1])
+        others = [numbers for name, numbers in more.elements() if name != "all-gather"]
+        assert sum(others) <= 8 * len(jax.tree.leaves(params)), more

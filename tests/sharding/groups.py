@@ -2,10 +2,13 @@
 
 import itertools
 
+from jax.sharding import AxisType
+
 from tests.sharding.by_hand import Mapped, Pmapped
 from tests.sharding.cases import OPTIMIZERS, STATISTICS, Case
-from tests.sharding.compiled import OnlySums
+from tests.sharding.compiled import Columns, OnlySums
 from tests.sharding.losses import LOSSES, ByHand, EachExample, Shared
+from tests.sharding.resumed import Resumed
 
 # What a solver refuses whatever the mesh is: see `tests/test_solvers.py`.
 _REFUSED = {
@@ -116,6 +119,43 @@ _compiled = [
         ("moments", "incomplete"),
     )
 ]
+_compiled += [
+    Columns(kind, widths)
+    for kind in (AxisType.Explicit, AxisType.Auto)
+    for widths in ((192,), (192, 320), (320, 256, 192))
+]
+_resumed = [
+    Resumed(
+        Case(model, first, mode, statistic, optimizer),
+        Case(model, second, mode, statistic, optimizer, shape=(1, 2)),
+    )
+    for mode in ("auto", "explicit")
+    for model, first, second, statistic, optimizer in (
+        ("dense", "fsdp", "output", "sketch of some rows", "whiten"),
+        ("dense", "output", "replicated", "sketch", "polar"),
+        ("dense 3-d", "fsdp", "output", "gram", "cholesky"),
+    )
+]
+_resumed += [
+    Resumed(
+        Case("stack", "stack", "auto", "gram", optimizer),
+        Case("stack", "replicated", "auto", "gram", optimizer, shape=(1, 2)),
+    )
+    for optimizer in ("whiten", "polar")
+]
+# Of several processes, which have the devices between them.
+PROCESSES = {
+    str(case): case
+    for case in (
+        *(
+            Case("dense 3-d", "output", "explicit", "auto", optimizer)
+            for optimizer in ("cholesky", "whiten", "polar")
+        ),
+        Case("dense", "fsdp", "auto", "sketch of some rows", "whiten"),
+        Case("embed", "both", "auto", "auto", "polar"),
+        Case("stack", "stack", "auto", "gram", "whiten"),
+    )
+}
 GROUPS = {
     group: {str(case): case for case in cases}
     for group, cases in {
@@ -124,5 +164,6 @@ GROUPS = {
         "by hand": _by_hand,
         "losses": _losses,
         "compiled": _compiled,
+        "resumed": _resumed,
     }.items()
 }
