@@ -79,7 +79,7 @@ def medians(result: Result, optimizer: str) -> dict[str, dict[float, float]]:
     found = result["optimizers"][optimizer]["losses_by_seed"]
     return {
         label: {
-            rate: analysis.median([np.inf if x is None else x for x in losses])
+            rate: float(np.median([np.inf if x is None else x for x in losses]))
             for rate, losses in zip(result["rates"], by_rate, strict=True)
         }
         for label, by_rate in found.items()
