@@ -35,10 +35,11 @@ def environment(devices):
 
 
 @functools.cache
-def failures(group):
+def failures(group, bits=64):
     """Returns the traceback of every case that fails, from a process of its own."""
     command = [sys.executable, "-m", "tests.sharding", group]
-    run = subprocess.run(command, env=environment(4), capture_output=True, text=True)
+    env = {**environment(4), "JAX_ENABLE_X64": str(int(bits == 64))}
+    run = subprocess.run(command, env=env, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     return json.loads(run.stdout.splitlines()[-1])
 
@@ -49,6 +50,12 @@ def failures(group):
 )
 def test_four_devices_train_as_one(group, case):
     assert failures(group).get(case) is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", GROUPS["statistics"])
+def test_four_devices_train_as_one_in_float32(case):
+    assert failures("statistics", 32).get(case) is None
 
 
 @pytest.mark.slow

@@ -18,8 +18,13 @@ from linboost_optax import linen
 from tests.sharding.models import LAYOUTS, start
 
 STEPS = 20
-TOLERANCE = 1e-9  # float64, twenty steps of solves; 1e-14 apart as a rule
-GRADIENTS = 1e-14  # the same sums, over devices in another order
+if jax.config.jax_enable_x64:
+    TOLERANCE = POLAR = 1e-9  # twenty steps of solves; 1e-14 apart as a rule
+    GRADIENTS = 1e-14  # the same sums, over devices in another order
+else:
+    TOLERANCE, GRADIENTS = 1e-4, 1e-6
+    # A momentum's shortest directions are lengthened, and their rounding errors.
+    POLAR = 1e-3
 
 OPTIMIZERS = {
     "cholesky": lambda taps: lbo.lnb(0.1, taps, lbo.Cholesky(every=2)),
@@ -87,7 +92,8 @@ class Case:
             step = compiled(step_of(loss, tx, linen.value_and_grad(loss, taps)))
             got = trained(step, tx, params, x)
             first = trained(step, tx, params, x, steps=1)
-        close(got.params, want.params, TOLERANCE)
+        tolerance = POLAR if self.optimizer == "polar" else TOLERANCE
+        close(got.params, want.params, tolerance)
         close(first.grads, plain.grads, GRADIENTS)
         jax.tree.map(same_sharding, got.params, plain.params)
         jax.tree.map(same_sharding, got.updates, plain.updates)

@@ -13,6 +13,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import linboost_optax as lbo
+from benchmarks import paper
 from linboost_optax import linen
 from tests.sharding.cases import OPTIMIZERS, STATISTICS, Case, loss_of, step_of
 from tests.sharding.models import start
@@ -25,7 +26,10 @@ _SHAPE = re.compile(r"\w+\[([\d,]*)\]")
 
 
 def said(step, *args):
-    """Returns the collectives of a compiled step: names, and how many numbers each."""
+    """Returns the collectives of a compiled step: names, and how many numbers each.
+
+    Those of branches, which only some steps take, are left out.
+    """
     before = jax.config.values["jax_disable_most_optimizations"]
     jax.config.update("jax_disable_most_optimizations", False)
     try:
@@ -39,7 +43,8 @@ def said(step, *args):
             for shape in _SHAPE.findall(shapes)
         )
 
-    return [(name, numbers(shapes)) for shapes, name in _COLLECTIVE.findall(text)]
+    _, always = text.split("\nENTRY ")
+    return [(name, numbers(shapes)) for shapes, name in _COLLECTIVE.findall(always)]
 
 
 def compared(params, x, *steps):
@@ -92,6 +97,52 @@ class Chain(nn.Module):
         return x
 
 
+def _over_columns(ndim):
+    return P(*[None] * (ndim - 1), "model")
+
+
+@dataclass(frozen=True)
+class OnPaper:
+    """The formulas of `benchmarks/paper.py` say what a step says, to five per cent."""
+
+    layout: str
+    optimizer: str
+
+    def __str__(self):
+        return f"on paper; {self.layout}; {self.optimizer}"
+
+    def __call__(self):
+        formula, spec, batch = {
+            "data": (paper.data, lambda ndim: P(), P("model")),
+            "rows": (
+                paper.rows,
+                lambda ndim: P("model") if ndim > 1 else P(),
+                P("model"),
+            ),
+            "columns": (paper.columns, _over_columns, P()),
+        }[self.layout]
+        mesh = jax.make_mesh((4,), ("model",), axis_types=(AxisType.Auto,))
+        model, x = Chain((384, 320, 192, 256)), jnp.ones((64, 256))
+        params = model.init(jax.random.key(0), x)["params"]
+        tx_of = {
+            "whiten": lambda taps: lbo.whiten(optax.adam(1e-3), taps),
+            "polar": lambda taps: lbo.polar(1e-2, taps),
+        }[self.optimizer]
+        plain, ours = steps_of(model, x, tx_of, lbo.Auto())
+        first, *others = linen.taps(model, x).layers
+        want = formula(first, self.optimizer, False)
+        want += sum(formula(layer, self.optimizer, True) for layer in others)
+        with jax.set_mesh(mesh):
+            params = jax.tree.map(
+                lambda leaf: jax.device_put(leaf, NamedSharding(mesh, spec(leaf.ndim))),
+                params,
+            )
+            x = jax.device_put(x, NamedSharding(mesh, batch))
+            adam, found = compared(params, x, plain, ours)
+        more = sum(size for _, size in found) - sum(size for _, size in adam)
+        assert abs(more - want) <= 0.05 * want, (more, want)
+
+
 @dataclass(frozen=True)
 class Columns:
     """Where kernels are sharded over their outputs, each device whitens its own.
@@ -115,8 +166,8 @@ class Columns:
         plain, ours = steps_of(model, x, whiten, lbo.Auto())
 
         def put(leaf):
-            spec = P(*[None] * (leaf.ndim - 1), "model")
-            return jax.device_put(leaf, NamedSharding(mesh, spec))
+            sharding = NamedSharding(mesh, _over_columns(leaf.ndim))
+            return jax.device_put(leaf, sharding)
 
         with jax.set_mesh(mesh):
             params = jax.tree.map(put, params)

@@ -6,7 +6,7 @@ from jax.sharding import AxisType
 
 from tests.sharding.by_hand import Mapped, Pmapped
 from tests.sharding.cases import OPTIMIZERS, STATISTICS, Case
-from tests.sharding.compiled import Columns, OnlySums
+from tests.sharding.compiled import Columns, OnlySums, OnPaper
 from tests.sharding.losses import LOSSES, ByHand, EachExample, Shared
 from tests.sharding.resumed import Resumed
 
@@ -123,6 +123,11 @@ _compiled += [
     Columns(kind, widths)
     for kind in (AxisType.Explicit, AxisType.Auto)
     for widths in ((192,), (192, 320), (320, 256, 192))
+]
+_compiled += [
+    OnPaper(layout, optimizer)
+    for layout in ("data", "rows", "columns")
+    for optimizer in ("whiten", "polar")
 ]
 _resumed = [
     Resumed(

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-DTYPE = jnp.float64
+DTYPE = jnp.float64 if jax.config.jax_enable_x64 else jnp.float32
 _64 = {"dtype": DTYPE, "param_dtype": DTYPE}
 Dense = functools.partial(nn.Dense, **_64)
 General = functools.partial(nn.DenseGeneral, **_64)
