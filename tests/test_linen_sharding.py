@@ -10,6 +10,7 @@ import sys
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -17,28 +18,61 @@ from jax.sharding import PartitionSpec as P
 import linboost_optax as lbo
 from linboost_optax import _sharding, linen
 from tests.networks import MLP, data, squared_error, train_step
+from tests.sharding import stopped
+from tests.sharding.cases import (
+    OPTIMIZERS,
+    STATISTICS,
+    TOLERANCE,
+    close,
+    loss_of,
+    step_of,
+)
 from tests.sharding.groups import GROUPS
 
 
-def environment(devices):
-    """Returns that of a process with so many devices."""
+def environment(devices, bits):
+    """Returns that of a process with so many devices, whose floats are so wide."""
     return {
         **os.environ,
         "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')}"
         f" --xla_force_host_platform_device_count={devices}",
         "JAX_PLATFORMS": "cpu",
-        "JAX_ENABLE_X64": "1",
+        "JAX_ENABLE_X64": str(int(bits == 64)),
         # Devices that wait for each other need threads of their own.
         "NPROC": "16",
         "JAX_CPU_ENABLE_ASYNC_DISPATCH": "0",
     }
 
 
+def in_processes(module, count, *arguments, bits=64):
+    """Returns exit status, output and errors of processes that have four devices."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    command = [sys.executable, "-m", module, address, str(count)]
+    started = [
+        subprocess.Popen(
+            [*command, str(number), *arguments],
+            env=environment(4 // count, bits),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(count)
+    ]
+    try:
+        said = [process.communicate(timeout=600) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    return [(each.returncode, *texts) for each, texts in zip(started, said)]
+
+
 @functools.cache
 def failures(group, bits=64):
     """Returns the traceback of every case that fails, from a process of its own."""
     command = [sys.executable, "-m", "tests.sharding", group]
-    env = {**environment(4), "JAX_ENABLE_X64": str(int(bits == 64))}
+    env = environment(4, bits)
     run = subprocess.run(command, env=env, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     return json.loads(run.stdout.splitlines()[-1])
@@ -62,28 +96,41 @@ def test_four_devices_train_as_one_in_float32(case):
 @pytest.mark.parametrize("count", [2, 4])
 def test_several_processes_train_as_one_device(count):
     """Four devices, on the loopback interface."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    command = [sys.executable, "-m", "tests.sharding.processes", address, str(count)]
-    started = [
-        subprocess.Popen(
-            [*command, str(number)],
-            env=environment(4 // count),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for number in range(count)
-    ]
-    try:
-        said = [process.communicate(timeout=600) for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    for process, (out, err) in zip(started, said):
-        assert process.returncode == 0, err
+    for code, out, err in in_processes("tests.sharding.processes", count):
+        assert code == 0, err
         assert json.loads(out.splitlines()[-1]) == {}
+
+
+@pytest.mark.slow
+@pytest.mark.lenient("optimizers of Optax promote implicitly")
+def test_a_process_that_stops_ends_all_and_leaves_the_checkpoint(tmp_path):
+    """What was saved goes on: here, on one device."""
+    first, _ = in_processes("tests.sharding.stopped", 2, str(tmp_path), bits=32)
+    code, out, err = first
+    assert code != 0, "the first process ended as if nothing had happened"
+    assert "went on alone" not in out
+    assert err  # says why: a connection that was closed, or a heartbeat that is missing
+
+    model, params, x = stopped.start(stopped.CASE.model)
+    taps = linen.taps(model, x, statistic=STATISTICS[stopped.CASE.statistic])
+    tx, loss = OPTIMIZERS[stopped.CASE.optimizer](taps), loss_of(model)
+    step = jax.jit(step_of(loss, tx, linen.value_and_grad(loss, taps)))
+
+    def after(params, state, steps):
+        for _ in range(steps):
+            last, state = step(params, state, x)
+            params = last.params
+        return params, state
+
+    begun = params, tx.init(params)
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    target = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), begun
+    )
+    with ocp.StandardCheckpointer() as checkpointer:
+        saved = checkpointer.restore(tmp_path / "state", target)
+    got = after(*saved, 3)[0]
+    close(got, after(*begun, stopped.SAVED + 3)[0], TOLERANCE)
 
 
 # A mesh of one device has the types of a larger one.
