@@ -34,6 +34,9 @@ OPTIMIZERS = {
     "polar": lambda taps: lbo.polar(
         0.01, taps, lbo.Cholesky(every=2), weight_decay=0.1
     ),
+    "accumulated": lambda taps: lbo.multi_steps(
+        lbo.lnb(0.1, taps, lbo.Cholesky(every=2)), taps, 2
+    ),
     "whiten, incomplete": lambda taps: lbo.whiten(
         optax.adamw(0.01), taps, lbo.IncompleteCholesky()
     ),

@@ -15,6 +15,7 @@ _REFUSED = {
     *(("cg", each) for each in STATISTICS if each not in ("gram", "inputs")),
     ("whiten", "inputs"),
     ("polar", "inputs"),
+    ("accumulated", "inputs"),
 }
 _LAYOUTS = {
     # On explicit axes Flax itself refuses other layouts of these layers.
@@ -72,6 +73,10 @@ _statistics = [
     Case("dense 3-d", "output", "explicit", statistic, optimizer)
     for statistic, optimizer in itertools.product(STATISTICS, OPTIMIZERS)
     if (optimizer, statistic) not in _REFUSED
+]
+_statistics += [
+    Case("dense", "fsdp", "auto", "sketch of some rows", "accumulated"),
+    Case("stack", "stack", "wrapped", "gram", "accumulated"),
 ]
 _statistics += [
     Case(model, layout, "wrapped", statistic, optimizer)
