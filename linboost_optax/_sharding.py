@@ -73,6 +73,16 @@ def put(x: jax.Array, sharding: NamedSharding) -> jax.Array:
     return jax.device_put(x, sharding)
 
 
+def everywhere(tree: _Out, beside: Any) -> _Out:
+    """Returns arrays on every device of the mesh of others, where that is known."""
+    shardings = map(known_sharding, jax.tree.leaves(beside))
+    sharding = next((each for each in shardings if each is not None), None)
+    if sharding is None:
+        return tree
+    whole = NamedSharding(sharding.mesh, PartitionSpec())
+    return jax.tree.map(lambda leaf: put(leaf, whole), tree)
+
+
 def unsharded(x: Any) -> Any:
     """Returns an array's shape where it is sharded over explicit axes, else ``x``."""
     if not isinstance(x, jax.Array | jax.ShapeDtypeStruct):

@@ -69,8 +69,9 @@ def in_processes(module, count, *arguments, bits=64):
 
 
 @functools.cache
-def failures(group, bits=64):
+def failures(group):
     """Returns the traceback of every case that fails, from a process of its own."""
+    bits = 32 if group == "float32" else 64
     command = [sys.executable, "-m", "tests.sharding", group]
     env = environment(4, bits)
     run = subprocess.run(command, env=env, capture_output=True, text=True)
@@ -84,12 +85,6 @@ def failures(group, bits=64):
 )
 def test_four_devices_train_as_one(group, case):
     assert failures(group).get(case) is None
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("case", GROUPS["statistics"])
-def test_four_devices_train_as_one_in_float32(case):
-    assert failures("statistics", 32).get(case) is None
 
 
 @pytest.mark.slow

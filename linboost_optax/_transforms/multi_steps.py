@@ -9,6 +9,7 @@ import optax
 
 from linboost_optax import _checks
 from linboost_optax._precondition import stats as statistics
+from linboost_optax._sharding import everywhere
 from linboost_optax._taps import Taps, check_taps
 from linboost_optax._transforms import wide
 from linboost_optax._transforms.checked import checked
@@ -114,12 +115,13 @@ def multi_steps(
     inner = optax.with_extra_args_support(inner)
 
     def init_fn(params: optax.Params) -> MultiStepsState:
+        nothing = {key: tap.value for key, tap in taps.zeros().items()}
         return MultiStepsState(
             mini_step=jnp.zeros((), jnp.int32),
             gradient_step=jnp.zeros((), jnp.int32),
             inner_opt_state=inner.init(params),
             acc_grads=wide.zeros_like(params),
-            acc_stats={key: tap.value for key, tap in taps.zeros().items()},
+            acc_stats=everywhere(nothing, params),
             skipped_mini_steps=jnp.zeros((), jnp.int32),
         )
 

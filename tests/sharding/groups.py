@@ -15,7 +15,6 @@ _REFUSED = {
     *(("cg", each) for each in STATISTICS if each not in ("gram", "inputs")),
     ("whiten", "inputs"),
     ("polar", "inputs"),
-    ("accumulated", "inputs"),
 }
 _LAYOUTS = {
     # On explicit axes Flax itself refuses other layouts of these layers.
@@ -72,9 +71,10 @@ _layouts += [
 _statistics = [
     Case("dense 3-d", "output", "explicit", statistic, optimizer)
     for statistic, optimizer in itertools.product(STATISTICS, OPTIMIZERS)
-    if (optimizer, statistic) not in _REFUSED
+    if (optimizer, statistic) not in _REFUSED and optimizer != "accumulated"
 ]
 _statistics += [
+    Case("dense 3-d", "output", "explicit", "auto", "accumulated"),
     Case("dense", "fsdp", "auto", "sketch of some rows", "accumulated"),
     Case("stack", "stack", "wrapped", "gram", "accumulated"),
 ]
@@ -153,6 +153,23 @@ _resumed += [
     )
     for optimizer in ("whiten", "polar")
 ]
+_float32 = [
+    *(
+        Case("dense 3-d", "output", "explicit", statistic, optimizer)
+        for statistic, optimizer in (
+            ("sketch of some rows", "cholesky"),
+            ("moments", "incomplete"),
+            ("gram", "cg"),
+            ("gram of some rows", "whiten"),
+            ("sketch", "polar"),
+            ("auto", "accumulated"),
+        )
+    ),
+    *(
+        Case(model, layout, "wrapped", "sketch", "whiten")
+        for model, layout in (("conv", "both"), ("embed", "both"), ("stack", "stack"))
+    ),
+]
 # Of several processes, which have the devices between them.
 PROCESSES = {
     str(case): case
@@ -175,5 +192,6 @@ GROUPS = {
         "losses": _losses,
         "compiled": _compiled,
         "resumed": _resumed,
+        "float32": _float32,
     }.items()
 }

@@ -26,4 +26,5 @@ def main(address, count, number):
     print(json.dumps(failures))
 
 
-main(*sys.argv[1:])
+if __name__ == "__main__":
+    main(*sys.argv[1:])
