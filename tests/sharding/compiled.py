@@ -1,7 +1,5 @@
 """What devices say to each other in a compiled step."""
 
-import math
-import re
 from collections import Counter
 from dataclasses import dataclass
 
@@ -14,15 +12,10 @@ from jax.sharding import PartitionSpec as P
 
 import linboost_optax as lbo
 from benchmarks import paper
+from benchmarks.scaling import collectives
 from linboost_optax import linen
 from tests.sharding.cases import OPTIMIZERS, STATISTICS, Case, loss_of, step_of
 from tests.sharding.models import start
-
-_COLLECTIVE = re.compile(
-    r"= (.*?) (all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute)"
-    r"(?:-start)?\("
-)
-_SHAPE = re.compile(r"\w+\[([\d,]*)\]")
 
 
 def said(step, *args):
@@ -37,14 +30,8 @@ def said(step, *args):
     finally:
         jax.config.update("jax_disable_most_optimizations", before)
 
-    def numbers(shapes):
-        return sum(
-            math.prod(int(size) for size in shape.split(",") if size)
-            for shape in _SHAPE.findall(shapes)
-        )
-
-    _, always = text.split("\nENTRY ")
-    return [(name, numbers(shapes)) for shapes, name in _COLLECTIVE.findall(always)]
+    found = collectives.read(text)
+    return [(each.kind, each.numbers) for each in found if not each.branch]
 
 
 def compared(params, x, *steps):
