@@ -21,15 +21,12 @@ product with the probes.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import jax
 
 from linboost_optax._layer import Layer
 from linboost_optax._statistics import Sketch
 from linboost_optax._statistics.base import rows_taken
-
-Formula = Callable[[Layer, str, bool], int]
 
 
 def data(layer: Layer, optimizer: str, in_pieces: bool = True) -> int:

@@ -1,9 +1,10 @@
-"""Arrays that are sharded over a mesh of ``Explicit`` axes.
+"""Arrays that are sharded over a mesh.
 
-Their sharding is part of their type, and JAX refuses what it cannot type: a reshape
-that merges a sharded axis, a product over one. Statistics and solvers are full of
-both. They run with these axes as ``Auto`` ones, where the compiler lays out what is in
-between, and say only what comes out. Without such a mesh nothing here does anything.
+With ``Explicit`` axes their sharding is part of their type, and JAX refuses what it
+cannot type: a reshape that merges a sharded axis, a product over one. Statistics and
+solvers are full of both. They run with these axes as ``Auto`` ones, where the compiler
+lays out what is in between, and say only what comes out. Without a mesh nothing here
+does anything.
 """
 
 from collections.abc import Callable
@@ -35,11 +36,10 @@ def sharded_like(like: Any, function: Callable[..., _Out], *args: Any) -> _Out:
     mesh = _explicit_mesh((like, args))
     if mesh is None:
         return function(*args)
-    everywhere = NamedSharding(mesh, PartitionSpec())
 
     def sharding_of(leaf: jax.Array) -> NamedSharding:
         own = jax.typeof(leaf).sharding
-        return everywhere if own.mesh.empty else NamedSharding(mesh, own.spec)
+        return NamedSharding(mesh, PartitionSpec() if own.mesh.empty else own.spec)
 
     return _automatic(function, mesh, jax.tree.map(sharding_of, like), args)
 
@@ -53,11 +53,11 @@ def rows_whole(x: jax.Array) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
 
 
-def known_sharding(x: jax.Array) -> NamedSharding | None:
+def known_sharding(x: Any) -> NamedSharding | None:
     """Returns how an array is sharded over a mesh, where that is known by now.
 
-    It is of arrays that are there, and of explicit axes by their type. What is traced
-    for automatic ones is laid out by the compiler.
+    It is of arrays that are there, of shapes that come with one, and of explicit axes
+    by their type. What is traced for automatic ones is laid out by the compiler.
     """
     if not isinstance(x, Tracer):
         own = getattr(x, "sharding", None)

@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import dataclass, replace
 
 import flax.linen as nn
 import jax
@@ -36,6 +37,14 @@ def sharded(params, layout):
         )
 
     return jax.tree.map(stand_in, params)
+
+
+def rows(shape):
+    return P("model") if len(shape) == 2 else P()
+
+
+def columns(shape):
+    return P(*[None] * (len(shape) - 1), "model")
 
 
 def shapes_of(model, x):
@@ -105,9 +114,6 @@ def test_states_of_sharded_rows_fall_with_the_devices(name):
     model, x = MLP((512, 512, 512)), jnp.ones((4, 512))
     taps = linen.taps(model, x)
 
-    def rows(shape):
-        return P("model") if len(shape) == 2 else P()
-
     share = share_of_bytes(ADAM[name](taps), sharded(shapes_of(model, x), rows))
     assert 1 / DEVICES <= share < 1.1 / DEVICES
 
@@ -116,9 +122,7 @@ def test_metrics_of_sharded_outputs_are_on_every_device():
     """So that nothing is said between devices where each has columns of its own."""
     model, x = nn.Dense(1024), jnp.ones((4, 256))
     tx = lbo.whiten(optax.adam(1e-3), linen.taps(model, x))
-    params = sharded(
-        shapes_of(model, x), lambda shape: P(*[None] * (len(shape) - 1), "model")
-    )
+    params = sharded(shapes_of(model, x), columns)
     assert share_of_bytes(tx, params, ".metric") == 1
     moments = share_of_bytes(tx, params, ".mu"), share_of_bytes(tx, params, ".nu")
     assert moments == (1 / DEVICES, 1 / DEVICES)
@@ -126,7 +130,7 @@ def test_metrics_of_sharded_outputs_are_on_every_device():
 
 def test_arrays_as_long_as_a_layer_is_wide_are_sharded_as_its_rows():
     model, x = nn.Dense(64), jnp.ones((4, 256))
-    params = sharded(shapes_of(model, x), lambda s: P("model") if len(s) == 2 else P())
+    params = sharded(shapes_of(model, x), rows)
     sketch = lbo.whiten(optax.sgd(0.1), linen.taps(model, x, statistic=lbo.Sketch(16)))
     assert set(specs(sketch, params, ".metric").values()) == {
         ((1,), (None,)),  # weights, and whether there is a factor
@@ -141,9 +145,7 @@ def test_arrays_as_long_as_a_layer_is_wide_are_sharded_as_its_rows():
 
 def test_conjugate_gradients_start_from_where_the_kernel_is():
     model, x = nn.Dense(64), jnp.ones((4, 256))
-    params = sharded(
-        shapes_of(model, x), lambda shape: P(*[None] * (len(shape) - 1), "model")
-    )
+    params = sharded(shapes_of(model, x), columns)
     taps = linen.taps(model, x, statistic="gram")
     found = specs(lbo.lnb(0.1, taps, lbo.ConjugateGradient()), params, ".starts")
     assert dict(found.values()) == {
@@ -224,17 +226,67 @@ def test_stacks_along_another_axis():
         assert dict(found.values())[DEVICES, 16] == want
 
 
+def test_stacks_that_the_devices_do_not_divide():
+    """The parameter is divided, and the layers that it is cut into are not."""
+    layers = DEVICES - 2
+
+    def loss(params, x):
+        def layer(x, w):
+            return jnp.tanh(x @ w), None
+
+        stacked = params["w"].reshape(layers, 16, 16)
+        return jnp.mean(jax.lax.scan(layer, x, stacked)[0] ** 2)
+
+    params, x = {"w": jnp.ones((layers * 16, 16))}, jnp.ones((4, 16))
+    tx = lbo.polar(1e-2, lbo.taps(loss, params, x))
+    found = specs(tx, sharded(params, lambda shape: P("model")), ".metric")
+    assert dict(found.values())[layers, 16] == (None, None)
+
+
+@dataclass(frozen=True)
+class Flat(lbo.extend.Kind):
+    """A layer of one's own, whose kernel is held as a vector."""
+
+    inputs: int
+    out: int
+
+    @property
+    def kernel_shape(self):
+        return (self.inputs * self.out,)
+
+    @property
+    def bias_shape(self):
+        return (self.out,)
+
+    @property
+    def channels(self):
+        return self.inputs
+
+    def design(self, x, limit=None):
+        return x[None]
+
+
+def test_kernels_whose_axes_are_not_those_of_matrices_are_everywhere():
+    made = lbo.dense_taps({"layer": (256, 32)}, "sketch")
+    (layer,) = made.layers
+    taps = replace(made, layers=(replace(layer, kind=Flat(256, 32), bias=None),))
+    tx = lbo.polar(1e-2, taps)
+    params = {"layer": {"kernel": jnp.ones(256 * 32)}}
+    found = specs(tx, sharded(params, lambda shape: P("model")), ".metric")
+    assert dict(found.values())[1, 256, 64] == (None, None, None)
+
+
 def test_grouped_kernels_are_cut_across_their_outputs():
     model, x = nn.Conv(32, (3, 3), feature_group_count=4), jnp.ones((2, 8, 8, 16))
     tx = lbo.whiten(optax.sgd(0.1), linen.taps(model, x))
-    params = sharded(shapes_of(model, x), lambda s: P(*[None] * (len(s) - 1), "model"))
+    params = sharded(shapes_of(model, x), columns)
     assert share_of_bytes(tx, params, ".metric") == 1
 
 
 def test_optimizers_of_optax_have_theirs():
     params = sharded(
         {"w": jnp.ones((16, 4)), "b": jnp.ones(4)},
-        lambda s: P("model") if len(s) == 2 else P(),
+        rows,
     )
     state = lbo.state_sharding(optax.adam(1e-3), params)[0]
     assert state.mu == {

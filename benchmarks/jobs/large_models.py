@@ -15,6 +15,7 @@ import linboost_optax as lbo
 from benchmarks import paper
 from benchmarks.job import BASELINE, Job, Options, Result
 from benchmarks.models.decoder import DECODERS
+from benchmarks.scaling.measure import bytes_of_one_device
 from benchmarks.tables import table
 from linboost_optax import linen
 from linboost_optax._taps.work import count
@@ -50,7 +51,9 @@ def run(name: str, options: Options) -> Result:
         more = sum(paper.rows(layer, optimizer) for layer in taken)
         found[optimizer] = {
             "label": label,
-            "state_bytes": sum(map(_bytes, jax.tree.leaves(state))),
+            "state_bytes": sum(
+                leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)
+            ),
             "state_bytes_a_device": {
                 str(devices): on_a_device(tx, params, devices) for devices in DEVICES
             },
@@ -83,13 +86,7 @@ def on_a_device(tx: optax.GradientTransformation, params: Any, devices: int) -> 
 
     params = jax.tree.map(placed, params)
     state = jax.eval_shape(tx.init, params)
-    shardings = lbo.state_sharding(tx, params)
-    leaves = zip(*map(jax.tree.leaves, (state, shardings)), strict=True)
-    return sum(_bytes(leaf, own.shard_shape(leaf.shape)) for leaf, own in leaves)
-
-
-def _bytes(leaf: Any, shape: Sequence[int] | None = None) -> int:
-    return math.prod(leaf.shape if shape is None else shape) * leaf.dtype.itemsize
+    return bytes_of_one_device(state, lbo.state_sharding(tx, params))
 
 
 def _update(tx: Any, params: Any, state: Any, stats: Any) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -41,13 +41,14 @@ class Placement:
     output: Any = None
 
     @classmethod
-    def of(cls, layer: Layer, kernel: jax.Array) -> Placement:
-        """Returns where the matrices of a layer's kernel are."""
-        sharding = known_sharding(kernel)
+    def of(cls, layer: Layer, *kernel: jax.Array) -> Placement:
+        """Returns where a layer's matrices are: unknown without a kernel."""
+        sharding = next(map(known_sharding, kernel), None)
         if sharding is None:
             return cls(None, layer.blocks)
-        names = [*sharding.spec, *[None] * (kernel.ndim - len(sharding.spec))]
-        sizes: Sequence[int] = kernel.shape
+        (array,) = kernel
+        names = [*sharding.spec, *[None] * (array.ndim - len(sharding.spec))]
+        sizes: Sequence[int] = array.shape
         if layer.arrangement is not None:
             names = layer.arrangement.follow(names)
             sizes = layer.arrangement.sizes
@@ -61,15 +62,14 @@ class Placement:
 
         Args:
           name: mesh axes to shard that side over: ``feature`` or ``output``.
-          width: of that side. An array ``[block, width, ...]`` is sharded along it, if
-            the devices divide it; a square one is not: it is factorised as a whole.
+          width: of that side. An array ``[block, width, ...]`` is sharded along it; a
+            square one is not: it is factorised as a whole.
           tree: arrays ``[block, ...]``.
         """
 
         def spec(leaf: jax.Array) -> list[Any]:
             wide = leaf.shape[1:2] == (width,) and leaf.shape[2:3] != (width,)
-            divided = wide and width % self._devices(name) == 0
-            return [self.block, name] if divided else [self.block]
+            return [self.block, name] if wide else [self.block]
 
         return self._placed(spec, tree)
 
@@ -82,21 +82,23 @@ class Placement:
 
         return self._placed(spec, tree)
 
-    def _devices(self, name: Any) -> int:
-        """Returns how many devices the mesh axes ``name`` have."""
-        if self.sharding is None or name is None:
-            return 1
-        names = name if isinstance(name, tuple) else (name,)
-        return math.prod(self.sharding.mesh.shape[each] for each in names)
-
-    def _placed(self, spec: Any, tree: _Tree) -> _Tree:
-        sharding = self.sharding
-        if sharding is None:
+    def _placed(self, spec: Callable[[jax.Array], list[Any]], tree: _Tree) -> _Tree:
+        """Returns a tree of arrays, sharded along axes that the devices divide."""
+        if self.sharding is None:
             return tree
+        mesh = self.sharding.mesh
+
+        def devices(name: Any) -> int:
+            names = name if isinstance(name, tuple) else (name,)
+            return math.prod(mesh.shape[each] for each in names if each is not None)
 
         def placed(leaf: jax.Array) -> jax.Array:
             names = spec(leaf) if leaf.shape[:1] == (self.blocks,) else []
-            return put(leaf, NamedSharding(sharding.mesh, PartitionSpec(*names)))
+            divided = [
+                name if size % devices(name) == 0 else None
+                for size, name in zip(leaf.shape, names)
+            ]
+            return put(leaf, NamedSharding(mesh, PartitionSpec(*divided)))
 
         return jax.tree.map(placed, tree)
 
@@ -106,13 +108,16 @@ def _first(
 ) -> list[Any]:
     """Returns the mesh axes of the first of the axes that make up each width.
 
-    Where several axes are one, the first is in whole pieces, the others are not.
+    Where several axes are one, the first is in whole pieces, the others are not. Of a
+    width that axes do not make up nothing is known, nor of those behind it.
     """
     left = [(size, name) for size, name in zip(sizes, names) if size != 1]
     found = []
     for width in widths:
-        reached = itertools.accumulate((size for size, _ in left), int.__mul__)
-        count = 0 if width == 1 else 1 + list(reached).index(width)
+        reached = [1, *itertools.accumulate((size for size, _ in left), int.__mul__)]
+        if width not in reached:
+            break
+        count = reached.index(width)
         found.append(left[0][1] if count else None)
         left = left[count:]
     return found

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import functools
-import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -73,15 +72,20 @@ class Preconditioner(Generic[M]):
         Args:
           tree: the parameters; states lie on a mesh as these do.
         """
-        leaves, states = jax.tree.leaves(tree), {}
-        kernels = [leaves[slot.kernel] for slot in self.slots]
-        for each, kernel in itertools.zip_longest(self.members, kernels):
-            layer, state = each.layer, flags.to_numbers(each.metric.init())
-            if kernel is not None:
-                place = Placement.of(layer, kernel)
-                state = place.along(place.feature, layer.features, state)
-            states.setdefault(each.state_key, state)
+        states: dict[str, Any] = {}
+        for each, kernel in self.with_kernels(tree):
+            if each.state_key not in states:
+                state = flags.to_numbers(each.metric.init())
+                place = Placement.of(each.layer, *kernel)
+                state = place.along(place.feature, each.layer.features, state)
+                states[each.state_key] = state
         return states
+
+    def with_kernels(self, tree: Any) -> Iterator[tuple[Member[M], list[jax.Array]]]:
+        """Returns every layer with its kernel; with none of a tree without arrays."""
+        leaves = jax.tree.leaves(tree)
+        kernels = [[leaves[slot.kernel]] for slot in self.slots]
+        return zip(self.members, kernels or [[] for _ in self.members])
 
     def read(self, values: Any) -> dict[str, Any]:
         """Returns what is needed of the statistics, by state; checks them first."""
@@ -137,18 +141,15 @@ def init_starts(
     preconditioner: Preconditioner[Solves | SolvesFrom], tree: Any
 ) -> dict[str, Affine]:
     """Returns zero solutions for the solvers that start from the previous one."""
-    leaves, starts = jax.tree.leaves(tree), {}
-    for i, member in enumerate(preconditioner.members):
-        if isinstance(member.metric, SolvesFrom):
-            layer, places = member.layer, preconditioner.slots
-            kernel = [leaves[places[i].kernel]] if places else []
+    starts = {}
+    for each, kernel in preconditioner.with_kernels(tree):
+        if isinstance(each.metric, SolvesFrom):
+            layer = each.layer
             dtype = slots.dtype(layer, *kernel)
             shape = (layer.blocks, layer.features, layer.kind.outputs)
             b = jnp.zeros(shape[::2], dtype) if layer.biased else None
             start = Affine(jnp.zeros(shape, dtype), b)
-            for each in kernel:
-                start = Placement.of(layer, each).matrices(start)
-            starts[layer.key] = start
+            starts[layer.key] = Placement.of(layer, *kernel).matrices(start)
     return starts
 
 

@@ -202,9 +202,7 @@ def _scale_kernels(
 
     def start(layer: Layer, *kernel: jax.Array) -> PolarState:
         state = bound(layer).init(slots.dtype(layer, *kernel))
-        for each in kernel:
-            state = bound(layer).placed(state, Placement.of(layer, each))
-        return state
+        return bound(layer).placed(state, Placement.of(layer, *kernel))
 
     def init_fn(params: optax.Params) -> ScaleByPolarState:
         if slots.is_placeholder(params):

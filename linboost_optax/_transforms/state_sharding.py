@@ -1,10 +1,13 @@
 """How the state of an optimizer is sharded, before there is one."""
 
+import functools
 from typing import Any
 
 import jax
 import optax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from linboost_optax._sharding import known_sharding
 
 
 def state_sharding(tx: optax.GradientTransformation, params: optax.Params) -> Any:
@@ -44,7 +47,7 @@ def state_sharding(tx: optax.GradientTransformation, params: optax.Params) -> An
       >>> state = jax.jit(tx.init, out_shardings=shardings)(params)
     """
     leaves = jax.tree.leaves(params)
-    known = [s for s in map(_sharding_of, leaves) if s is not None]
+    known = [each for each in map(known_sharding, leaves) if each is not None]
     meshes = list(dict.fromkeys(each.mesh for each in known))
     if len(meshes) != 1:
         got = "over none" if not meshes else f"over {meshes}"
@@ -59,22 +62,15 @@ def state_sharding(tx: optax.GradientTransformation, params: optax.Params) -> An
     )
 
     def stand_in(leaf: Any) -> jax.ShapeDtypeStruct:
-        own = _sharding_of(leaf)
-        spec = PartitionSpec() if own is None else own.spec
-        sharding = NamedSharding(typed, spec)
+        sharding = _over(typed, leaf)
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
     with jax.sharding.use_abstract_mesh(typed):
         state = jax.eval_shape(tx.init, jax.tree.map(stand_in, params))
-
-    def sharding(leaf: Any) -> NamedSharding:
-        own = leaf.sharding
-        spec = PartitionSpec() if own is None else own.spec
-        return NamedSharding(mesh, spec)
-
-    return jax.tree.map(sharding, state)
+    return jax.tree.map(functools.partial(_over, mesh), state)
 
 
-def _sharding_of(leaf: Any) -> NamedSharding | None:
-    own = getattr(leaf, "sharding", None)
-    return own if isinstance(own, NamedSharding) else None
+def _over(mesh: Any, leaf: Any) -> NamedSharding:
+    """Returns a leaf's sharding over another mesh of the same axes."""
+    own = known_sharding(leaf)
+    return NamedSharding(mesh, PartitionSpec() if own is None else own.spec)
