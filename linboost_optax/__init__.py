@@ -28,6 +28,7 @@ from linboost_optax._transforms.polar import (
 )
 from linboost_optax._transforms.state_sharding import state_sharding
 from linboost_optax._transforms.whiten import WhitenState, whiten
+from linboost_optax._trial import Trial, TrialError, trial
 
 __version__ = "0.1.0"
 
@@ -48,6 +49,8 @@ __all__ = [
     "Sketch",
     "Tap",
     "Taps",
+    "Trial",
+    "TrialError",
     "WhitenState",
     "as_scalars",
     "dense_taps",
@@ -64,6 +67,7 @@ __all__ = [
     "state_sharding",
     "tap",
     "taps",
+    "trial",
     "value_and_grad",
     "whiten",
     "without_taps",
