@@ -8,10 +8,11 @@ from collections.abc import Sequence
 
 from linboost_optax._trial import TrialError, task
 from linboost_optax._trial.extras import require
+from linboost_optax._trial.plan import BudgetError
 from linboost_optax._trial.run import trial_of
 
 # What has a message for the user; all else is a fault of this package.
-_SAID = (TrialError, FileNotFoundError, ModuleNotFoundError, TypeError, ValueError)
+_SAID = (TrialError, BudgetError, ModuleNotFoundError)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -20,10 +21,12 @@ def main(argv: Sequence[str]) -> int:
     try:
         require("tqdm", "matplotlib")
         found = task.load(args.task)
+    except (*_SAID, OSError, TypeError, ValueError) as error:
+        return _refused(args.task, error)
+    try:
         result = trial_of(found, args.minutes, args.steps, args.seeds, shown=True)
     except _SAID as error:
-        print(f"{args.task}: {error}", file=sys.stderr)
-        return 1
+        return _refused(args.task, error)
     print(f"\n{result}\n")
     print(f"Wrote {', '.join(str(path) for path in result.save(args.out))}")
     return 0
@@ -69,3 +72,9 @@ def _whole(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be >= 1, got {text}")
     return value
+
+
+def _refused(name: str, error: Exception) -> int:
+    """Says why there is no trial, without a traceback; returns the exit status."""
+    print(f"{name}: {error}", file=sys.stderr)
+    return 1

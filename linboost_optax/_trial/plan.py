@@ -21,6 +21,10 @@ EXTRA = 2  # rates beyond the grid, at most, for each optimizer
 _ENDLESS = 2**24  # blocks: where steps cost nothing
 
 
+class BudgetError(ValueError):
+    """There is not enough time for the smallest trial."""
+
+
 @dataclass(frozen=True)
 class Rung:
     """Runs at several learning rates.
@@ -119,7 +123,7 @@ def plan(
       done: how many rungs are.
 
     Raises:
-      ValueError: if not even one seed fits, and no rung is done.
+      BudgetError: if not even one seed fits, and no rung is done.
     """
 
     def needed(steps: int, seeds: int) -> float:
@@ -135,11 +139,11 @@ def plan(
     least = steps or FEWEST
     if done:  # too late to refuse: what was measured does not hold any more
         return Plan(least, 1)
-    raise ValueError(
+    raise BudgetError(
         f"`minutes` must be enough for one race of {least} steps, which takes "
         f"{needed(least, 1) / _FILL / 60:.2g} minutes after compilation, got "
-        f"{left / 60:.2g} that are left. Give it more minutes, fewer `steps`, or "
-        "smaller batches."
+        f"{max(0.0, left) / 60:.2g} that are left. Give it more minutes, fewer "
+        "`steps`, or smaller batches."
     )
 
 

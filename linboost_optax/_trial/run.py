@@ -17,6 +17,7 @@ from linboost_optax._trial.clock import Clock
 from linboost_optax._trial.competitors import OWN, TUNED, Competitor, competitors
 from linboost_optax._trial.outcome import Trial
 from linboost_optax._trial.plan import EXTRA, RUNGS, Costs, Plan, plan
+from linboost_optax._trial.stages import TrialError, stage
 from linboost_optax._trial.task import Task
 from linboost_optax._trial.training import (
     Setup,
@@ -119,18 +120,18 @@ def _compiled(
     """Compiles all; who cannot be compiled is left out, with the reason.
 
     Raises:
-      Exception: that of the baseline, if that is it.
+      TrialError: if that is the baseline.
     """
     found = {}
     for name, competitor in racers.items():
         clock.tick(f"compiling {competitor.label}")
         try:
-            trainer = compile_trainer(setup, competitor)
-        except Exception as error:
+            with stage(f"compiling a step of {competitor.label}"):
+                trainer = compile_trainer(setup, competitor)
+        except TrialError as error:
             if name == record["baseline"]:
                 raise
-            reason = str(error).splitlines()[0]
-            record["left_out"][competitor.label] = f"{type(error).__name__}: {reason}"
+            record["left_out"][competitor.label] = str(error).splitlines()[0]
             continue
         found[name] = trainer
         record["entries"][name] = {
