@@ -6,10 +6,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from linboost_optax._trial import TrialError, task
+from linboost_optax._trial import Trial, TrialError, task
 from linboost_optax._trial.extras import require
 from linboost_optax._trial.plan import BudgetError
 from linboost_optax._trial.run import trial_of
+from linboost_optax._trial.tabular import data
+from linboost_optax._trial.tabular.compare import compare
+from linboost_optax._trial.tabular.sheet import Sheet
 
 # What has a message for the user; all else is a fault of this package.
 _SAID = (TrialError, BudgetError, ModuleNotFoundError)
@@ -18,18 +21,39 @@ _SAID = (TrialError, BudgetError, ModuleNotFoundError)
 def main(argv: Sequence[str]) -> int:
     """Runs what the command line asks for; returns the exit status."""
     args = parser().parse_args(argv)
+    kind = _on_table if args.task.endswith(".csv") else _on_task
     try:
-        require("tqdm", "matplotlib")
-        found = task.load(args.task)
-    except (*_SAID, OSError, TypeError, ValueError) as error:
-        return _refused(args.task, error)
-    try:
-        result = trial_of(found, args.minutes, args.steps, args.seeds, shown=True)
+        result = kind(args)
     except _SAID as error:
-        return _refused(args.task, error)
+        print(f"{args.task}: {error}", file=sys.stderr)
+        return 1
     print(f"\n{result}\n")
     print(f"Wrote {', '.join(str(path) for path in result.save(args.out))}")
     return 0
+
+
+def _on_task(args: argparse.Namespace) -> Trial:
+    """Optimizers on a file of Python."""
+    require("tqdm", "matplotlib")
+    try:
+        found = task.load(args.task)
+    except (OSError, TypeError, ValueError) as error:
+        raise TrialError(str(error)) from error
+    return trial_of(found, args.minutes, args.steps, args.seeds, shown=True)
+
+
+def _on_table(args: argparse.Namespace) -> Sheet:
+    """Regressors on a table."""
+    require("tqdm", "matplotlib", "pandas", "sklearn")
+    if args.target is None:
+        raise TrialError(
+            "`--target` must name the column to predict, got none. Add `--target NAME`."
+        )
+    try:
+        table = data.read(args.task, args.target)
+    except (OSError, ValueError) as error:
+        raise TrialError(str(error)) from error
+    return Sheet(compare(table, args.minutes, seed=0, shown=True))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -38,7 +62,7 @@ def parser() -> argparse.ArgumentParser:
     commands = result.add_subparsers(dest="command", metavar="command", required=True)
     made = commands.add_parser(
         "trial",
-        help="race optimizers on your own task",
+        help="race optimizers on a task of your own, or regressors on a table",
         description=(
             "Races your optimizer, Adam, Muon, LNB and polar on a task of your own, "
             "and says which to take, and why. It has three functions, `model(key)`, "
@@ -46,7 +70,8 @@ def parser() -> argparse.ArgumentParser:
             "`optimizer(learning_rate=1e-3)`: see docs/trial.md."
         ),
     )
-    made.add_argument("task", help="a file of Python")
+    made.add_argument("task", help="a file of Python, or a table: a file .csv")
+    made.add_argument("--target", help="the column of a table to predict")
     made.add_argument(
         "--minutes", type=_positive, default=10.0, help="the budget (default 10)"
     )
@@ -72,9 +97,3 @@ def _whole(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be >= 1, got {text}")
     return value
-
-
-def _refused(name: str, error: Exception) -> int:
-    """Says why there is no trial, without a traceback; returns the exit status."""
-    print(f"{name}: {error}", file=sys.stderr)
-    return 1

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-import json
-import math
+import html
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from linboost_optax._trial import page, tables
+from linboost_optax._trial import files, tables
 from linboost_optax._trial.analysis import Record
+from linboost_optax._trial.reports import report
 from linboost_optax._trial.verdict import Verdict, verdict
 
 
@@ -45,11 +44,11 @@ class Trial:
         Raises:
           ModuleNotFoundError: if matplotlib is not installed.
         """
-        return page.page(self.record, self.verdict, tables.reading(self.record))
+        return report(self.record, self.verdict)
 
     def json(self) -> str:
         """Returns the record as JSON; what is not finite is null."""
-        return json.dumps(_finite(self.record), indent=1, allow_nan=False)
+        return files.to_json(self.record)
 
     def save(self, folder: str | Path) -> list[Path]:
         """Writes report and record; returns their paths.
@@ -57,12 +56,7 @@ class Trial:
         Args:
           folder: is made if there is none.
         """
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        paths = [folder / f"{self.record['task']}.{end}" for end in ("json", "html")]
-        paths[0].write_text(self.json())
-        paths[1].write_text(self.html())
-        return paths
+        return files.write(folder, self.record["task"], self.json(), self.html())
 
     def __str__(self) -> str:
         parts = [str(self.verdict), self.table, tables.reading(self.record)]
@@ -71,18 +65,6 @@ class Trial:
 
     def _repr_html_(self) -> str:
         """The report in a frame, so that its style is its own."""
-        import html
-
         source = html.escape(self.html(), quote=True)
         style = "width: 100%; height: 800px; border: 0"
         return f'<iframe srcdoc="{source}" style="{style}"></iframe>'
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _finite(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(each) for each in value]
-    if isinstance(value, float):
-        return float(f"{value:.6g}") if math.isfinite(value) else None
-    return value

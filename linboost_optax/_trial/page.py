@@ -1,14 +1,10 @@
-"""The report of a trial: one HTML file that needs nothing beside itself."""
+"""HTML that needs nothing beside itself: a document, and the parts it is made of."""
 
 from __future__ import annotations
 
 import html
+from collections.abc import Sequence
 from string import Template
-
-from linboost_optax._trial.analysis import Record
-from linboost_optax._trial.pictures import pictures
-from linboost_optax._trial.tables import HEADER, change, facts, rows
-from linboost_optax._trial.verdict import Verdict
 
 _PAGE = Template("""\
 <!doctype html>
@@ -46,55 +42,61 @@ footer, .note { color: #666666; font-size: .9rem; }
 <h1>$title</h1>
 <p class="headline">$headline</p>
 <ul>$reasons</ul>
-<h2>What to change</h2>
-<pre>$change</pre>
-<h2>Figures</h2>
-<div class="scroll"><table>
-<thead><tr>$header</tr></thead>
-<tbody>$rows</tbody>
-</table></div>
-<p class="note">$reading</p>
-$figures
-<h2>Layers</h2>
-<pre>$layers</pre>
+$body
 <footer><p>$facts</p></footer>
 </body>
 </html>
 """)
 
 
-def page(record: Record, judged: Verdict, reading: str) -> str:
-    """The report as HTML, pictures included."""
+def document(
+    title: str, headline: str, reasons: Sequence[str], body: Sequence[str], facts: str
+) -> str:
+    """A page: a title, a verdict, parts that are HTML already, and a last line."""
     return _PAGE.substitute(
-        title=html.escape(f"Trial: {record['task']}"),
-        headline=html.escape(judged.headline),
-        reasons="".join(f"<li>{html.escape(each)}</li>" for each in judged.reasons),
-        change=_difference(change(record, judged)),
-        header="".join(f"<th>{html.escape(each)}</th>" for each in HEADER),
-        rows="".join(
-            _row(cells, name == judged.winner) for name, cells in rows(record)
-        ),
-        reading=html.escape(reading),
-        figures="".join(
-            f"<figure><figcaption>{html.escape(caption)}</figcaption>{svg}</figure>"
-            for caption, svg in pictures(record).items()
-        ),
-        layers=html.escape(record["layers"]),
-        facts=html.escape(facts(record)),
+        title=html.escape(title),
+        headline=html.escape(headline),
+        reasons="".join(f"<li>{html.escape(each)}</li>" for each in reasons),
+        body="\n".join(body),
+        facts=html.escape(facts),
     )
 
 
-def _row(cells: list[str], winner: bool) -> str:
-    inner = "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
-    return f"<tr class='winner'>{inner}</tr>" if winner else f"<tr>{inner}</tr>"
-
-
-def _difference(text: str) -> str:
-    """A difference with its lines coloured."""
+def code(heading: str, text: str) -> str:
+    """Code or text as it is; of a difference, lines are coloured."""
     kinds = {"+": "added", "-": "removed"}
-    return "\n".join(
+    lines = [
         f'<span class="{kinds[line[0]]}">{html.escape(line)}</span>'
         if line[:1] in kinds
         else html.escape(line)
         for line in text.splitlines()
+    ]
+    return f"<h2>{html.escape(heading)}</h2>\n<pre>{chr(10).join(lines)}</pre>"
+
+
+def table(
+    heading: str,
+    header: Sequence[str],
+    rows: Sequence[tuple[str, Sequence[str]]],
+    winner: str | None,
+    reading: str,
+) -> str:
+    """A table whose rows have names, of which one won, and how to read it."""
+    top = "".join(f"<th>{html.escape(each)}</th>" for each in header)
+    body = "\n".join(_row(cells, name == winner) for name, cells in rows)
+    return (
+        f'<h2>{html.escape(heading)}</h2>\n<div class="scroll"><table>\n'
+        f"<thead><tr>{top}</tr></thead>\n<tbody>{body}</tbody>\n</table></div>\n"
+        f'<p class="note">{html.escape(reading)}</p>'
     )
+
+
+def figure(caption: str, svg: str) -> str:
+    """A picture below its caption."""
+    caption = html.escape(caption)
+    return f"<figure><figcaption>{caption}</figcaption>{svg}</figure>"
+
+
+def _row(cells: Sequence[str], winner: bool) -> str:
+    inner = "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
+    return f"<tr class='winner'>{inner}</tr>" if winner else f"<tr>{inner}</tr>"

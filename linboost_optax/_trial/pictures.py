@@ -1,17 +1,13 @@
-"""Pictures of a trial as SVG that takes the colour of the page's text, light or dark.
-
-Colours belong to competitors and are the same in all pictures; matplotlib is in the
-extra ``trial``, and imported when a picture is drawn.
-"""
+"""Pictures of a trial; colours belong to competitors and are the same in all."""
 
 from __future__ import annotations
 
-import io
 import math
 from typing import Any
 
 from linboost_optax._trial.analysis import Record, first_rung, working
 from linboost_optax._trial.competitors import OWN
+from linboost_optax._trial.svg import TEXT, legend, new_figure, to_svg
 
 # Told apart by colour-blind eyes, on white and on black (Okabe and Ito, 2008), and by
 # their markers in print.
@@ -23,7 +19,6 @@ _STYLES = {
     "lnb": ("#E69F00", "D", "-"),
     "polar": ("#D55E00", "P", "-"),
 }
-_TEXT = "#010203"  # stands for the colour of the page's text
 _LOSSES = {"train_loss": "training loss", "test_loss": "test loss"}
 _CURVES = "Losses over steps and over time: medians over the seeds, and their range"
 _SENSITIVITY = (
@@ -55,7 +50,7 @@ def curves(record: Record) -> str:
 
     some = next(e for e in record["entries"].values() if e["curves"])["curves"][0]
     losses = [key for key in _LOSSES if key in some]
-    figure = _figure(9, 3.2 * len(losses))
+    figure = new_figure(9, 3.2 * len(losses))
     axes = figure.subplots(len(losses), 2, squeeze=False, sharey="row")
     for row, key in zip(axes, losses):
         shown: list[float] = []
@@ -77,13 +72,13 @@ def curves(record: Record) -> str:
         row[0].set_ylabel(_LOSSES[key])
     axes[-1][0].set_xlabel("steps")
     axes[-1][1].set_xlabel("seconds of training")
-    _legend(figure, axes[0][0])
-    return _svg(figure)
+    legend(figure, axes[0][0])
+    return to_svg(figure)
 
 
 def sensitivity(record: Record) -> str:
     """Loss over learning rate, in multiples of the middle of each grid."""
-    figure = _figure(9, 3.4)
+    figure = new_figure(9, 3.4)
     axis = figure.subplots()
     target, shown = record["target"], []
     start = record["start"][target]
@@ -101,23 +96,23 @@ def sensitivity(record: Record) -> str:
         )
         if name == OWN:
             axis.plot(
-                entry["rate"], losses[entry["rate"]], "o", ms=11, mfc="none", mec=_TEXT
+                entry["rate"], losses[entry["rate"]], "o", ms=11, mfc="none", mec=TEXT
             )
     bar = record["bar"]
     if math.isfinite(bar):
-        axis.axhline(bar, color=_TEXT, ls=":", lw=1)
+        axis.axhline(bar, color=TEXT, ls=":", lw=1)
     _scale(axis, shown, start)
     axis.set_xscale("log")
     axis.set_xlabel("learning rate")
     axis.set_ylabel(f"{_LOSSES[target]} at the end")
-    _legend(figure, axis)
-    return _svg(figure)
+    legend(figure, axis)
+    return to_svg(figure)
 
 
 def conditions(record: Record) -> str:
     """Two marks a layer, from the first to the last."""
     found = record["conditions"]
-    figure = _figure(9, 0.9 + 0.28 * len(found))
+    figure = new_figure(9, 0.9 + 0.28 * len(found))
     axis = figure.subplots()
     places = range(len(found), 0, -1)
     for place, (before, after) in zip(places, found.values()):
@@ -130,8 +125,8 @@ def conditions(record: Record) -> str:
     axis.set_xlabel("condition number")
     axis.set_xlim(left=0.7)
     axis.set_ylim(0.4, len(found) + 0.6)
-    _legend(figure, axis)
-    return _svg(figure)
+    legend(figure, axis)
+    return to_svg(figure)
 
 
 def _name(entry: Record) -> str:
@@ -151,15 +146,9 @@ def _line(name: str, points: int) -> dict[str, Any]:
     }
 
 
-def _figure(width: float, height: float) -> Any:
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained")
-
-
 def _scale(axis: Any, shown: list[float], start: float) -> None:
     """Logarithmic where all losses are positive; what ran away is cut off."""
-    axis.grid(alpha=0.25, color=_TEXT)
+    axis.grid(alpha=0.25, color=TEXT)
     kept = [value for value in shown if value <= start + _RANGE * abs(start)]
     if not kept:
         return
@@ -170,30 +159,3 @@ def _scale(axis: Any, shown: list[float], start: float) -> None:
     else:
         margin = 0.08 * (high - low) or 1.0
         axis.set_ylim(low - margin, high + margin)
-
-
-def _legend(figure: Any, axis: Any) -> None:
-    handles, labels = axis.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
-
-
-def _svg(figure: Any) -> str:
-    """The figure as SVG with text as text, transparent, in the page's own colour."""
-    import matplotlib
-
-    for axis in figure.axes:
-        axis.set_facecolor("none")
-        axis.tick_params(which="both", colors=_TEXT)
-        for text in (axis.xaxis.label, axis.yaxis.label, axis.title):
-            text.set_color(_TEXT)
-        for spine in axis.spines.values():
-            spine.set_edgecolor(_TEXT)
-    for legend in figure.legends:
-        for text in legend.get_texts():
-            text.set_color(_TEXT)
-    buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "trial"}):
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    return text.replace(_TEXT, "currentColor")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from linboost_optax._trial.analysis import Record, figures
 from linboost_optax._trial.verdict import Verdict, counted, loss, times
 
@@ -45,12 +47,16 @@ def rows(record: Record) -> list[tuple[str, list[str]]]:
 
 def table(record: Record) -> str:
     """The same as aligned text."""
-    lines = [list(HEADER), *(cells for _, cells in rows(record))]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(HEADER))]
+    return aligned([list(HEADER), *(cells for _, cells in rows(record))])
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> str:
+    """Lines of cells as text, the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    first, *others = widths
     return "\n".join(
         "  ".join(
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths))
+            [line[0].ljust(first), *(c.rjust(w) for c, w in zip(line[1:], others))]
         ).rstrip()
         for line in lines
     )

@@ -1,0 +1,1 @@
+"""A trial on a table: ``IllsRegressor`` against what else one would take."""
