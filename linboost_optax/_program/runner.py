@@ -13,6 +13,7 @@ from linboost_optax._program import calls
 from linboost_optax._program.calls import Call
 from linboost_optax._program.tapping import MASK, Tapped, Tapping, Values
 from linboost_optax._program.uses import Scope, Use
+from linboost_optax._sharding import here
 from linboost_optax._taps import marks
 
 
@@ -56,7 +57,8 @@ class Runner:
             with calls.context(eqn):
                 if keys:
                     masks = {k: v for k, v in values.items() if k.startswith(MASK)}
-                    own = {**{key: values[key] for key in keys}, **masks}
+                    # What a loop closes over must be of its own mesh, see `here`.
+                    own = here({**{key: values[key] for key in keys}, **masks})
                     out = self._open(eqn, inner, row, own)
                 else:
                     out = calls.bind(eqn, row)
