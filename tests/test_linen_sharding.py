@@ -188,6 +188,44 @@ def test_taps_of_boxed_parameters_under_a_mesh():
         assert linen.taps(model, x) == want
 
 
+def test_loops_may_run_on_automatic_axes(mesh):
+    """What is measured in every turn is closed over: it is of the mesh outside."""
+    model, x = nn.RNN(nn.SimpleCell(2)), jnp.ones((4, 3, 5))
+    params = model.init(jax.random.key(0), x)["params"]
+    taps, loss = linen.taps(model, x, statistic="gram"), loss_of(model)
+    want = linen.value_and_grad(loss, taps)(params, x)
+    with jax.set_mesh(mesh):
+        loss = jax.sharding.auto_axes(loss, out_sharding=P())
+        put = jax.device_put((params, x), NamedSharding(mesh, P()))
+        got = jax.jit(linen.value_and_grad(loss, taps))(*put)
+    close(got, want, 1e-6)
+
+
+@pytest.mark.parametrize("jit", [True, False])
+@pytest.mark.parametrize(("what", "way_out"), [("stats", "call of"), ("state", "Move")])
+@pytest.mark.parametrize("name", ["cholesky", "whiten", "polar", "accumulated"])
+@pytest.mark.lenient("optimizers of Optax promote implicitly")
+def test_types_of_two_meshes_are_refused(mesh, name, what, way_out, jit):
+    model, x = nn.Dense(2), jnp.ones((8, 3))
+    params = model.init(jax.random.key(0), x)["params"]
+    taps = linen.taps(model, x, statistic="gram")
+    _, grads, stats = linen.value_and_grad(loss_of(model), taps)(params, x)
+    tx = OPTIMIZERS[name](taps)
+    args = {"grads": grads, "state": tx.init(params), "params": params, "stats": stats}
+    other = jax.make_mesh((1,), ("other",), axis_types=(AxisType.Explicit,))
+    args = {
+        key: jax.device_put(tree, NamedSharding(other if key == what else mesh, P()))
+        for key, tree in args.items()
+    }
+
+    def update(grads, state, params, stats):
+        return tx.update(grads, state, params, stats=stats)
+
+    said = rf"`{what}` must be over the mesh .*'other': 1.*'data': 1.*{way_out}"
+    with pytest.raises(ValueError, match=said):
+        (jax.jit(update) if jit else update)(**args)
+
+
 def test_what_is_sharded_like_nothing_is_everywhere(mesh):
     x = jax.device_put(jnp.ones(4), NamedSharding(mesh, P("data")))
 

@@ -7,14 +7,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from linboost_optax._transforms.meshes import strangers
+
 
 def checked(
     init_fn: optax.TransformInitFn, update_fn: optax.TransformUpdateExtraArgsFn
 ) -> optax.GradientTransformationExtraArgs:
     """Returns a transformation that refuses ``optax.MultiSteps`` and explains states.
 
-    Its errors tell where a state does not fit it. Nothing of that is looked at unless
-    an update fails: a state that fits costs nothing.
+    Its errors tell where a state does not fit it, and what is over another mesh.
+    Nothing of that is looked at unless an update fails: what fits costs nothing.
     """
 
     def update(updates, state, params=None, **extra_args):
@@ -22,7 +24,9 @@ def checked(
         try:
             return update_fn(updates, state, params, **extra_args)
         except Exception as error:
+            stats = extra_args.get("stats")
             reason = _mismatch(init_fn, updates, state)
+            reason = reason or strangers(updates, stats, state)
             if reason is not None:
                 raise ValueError(reason) from error
             raise

@@ -9,6 +9,7 @@ from tests.sharding.cases import OPTIMIZERS, STATISTICS, Case
 from tests.sharding.compiled import Columns, OnlySums, OnPaper
 from tests.sharding.losses import LOSSES, ByHand, EachExample, Shared
 from tests.sharding.resumed import Resumed
+from tests.sharding.strangers import Strangers
 
 # What a solver refuses whatever the mesh is: see `tests/test_solvers.py`.
 _REFUSED = {
@@ -112,6 +113,12 @@ _losses = [
     *(Shared(loss, Case("dense", "fsdp", "arrays")) for loss in LOSSES),
     EachExample(Case("dense 3-d", "output", "explicit")),
     *(ByHand(mode) for mode in ("explicit", "arrays", "auto")),
+    *(
+        Strangers(what, optimizer, axes)
+        for what in ("stats", "state")
+        for optimizer in ("cholesky", "whiten", "polar")
+        for axes in (AxisType.Explicit, AxisType.Auto)
+    ),
 ]
 _compiled = [
     OnlySums(mode, statistic, optimizer)
