@@ -53,6 +53,26 @@ def rows_whole(x: jax.Array) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
 
 
+def first_axis(tree: Any) -> Any:
+    """Returns the mesh axes that the first axis of square matrices is sharded over.
+
+    Of arrays ``[block, n, n]`` the first that types tell it of; None for none.
+    """
+    for leaf in jax.tree.leaves(tree):
+        if leaf.ndim == 3 and leaf.shape[1] == leaf.shape[2]:
+            spec = jax.typeof(leaf).sharding.spec
+            if spec[0] is not None:
+                return spec[0]
+    return None
+
+
+def along_first(x: jax.Array, names: Any) -> jax.Array:
+    """Asks the compiler to divide the first axis of ``x`` over these automatic axes."""
+    if names is None:
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(names))
+
+
 def known_sharding(x: Any) -> NamedSharding | None:
     """Returns how an array is sharded over a mesh, where that is known by now.
 

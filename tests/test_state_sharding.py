@@ -118,6 +118,32 @@ def test_states_of_sharded_rows_fall_with_the_devices(name):
     assert 1 / DEVICES <= share < 1.1 / DEVICES
 
 
+@pytest.mark.parametrize("name", ADAM)
+def test_states_of_stacks_whose_rows_are_sharded_fall_with_the_devices(name):
+    """Matrices that are factorised as a whole are shared out, a layer to a device."""
+    model, x = Stacked(64), jnp.ones((4, 64))
+    taps = linen.taps(model, x, statistic="gram")
+    tx = ADAM[name](taps)
+    params = sharded(
+        shapes_of(model, x), lambda shape: P(None, "model") if len(shape) == 3 else P()
+    )
+    assert 1 / DEVICES <= share_of_bytes(tx, params) < 1.1 / DEVICES
+    found = dict(specs(tx, params, ".metric").values())
+    assert found[DEVICES, 64, 64] == ("model", None, None)
+    assert found[DEVICES, 128] == (None, "model")
+
+
+def test_matrices_of_stacks_that_the_devices_do_not_divide_are_everywhere():
+    over = {"variable_axes": {"params": 0}, "split_rngs": {"params": True}}
+    model = nn.scan(Block, length=DEVICES - 1, **over)(16)
+    x = jnp.ones((4, 16))
+    taps = linen.taps(model, x, None, statistic="gram")
+    shapes = jax.eval_shape(model.init, jax.random.key(0), x, None)["params"]
+    params = sharded(shapes, lambda shape: P(None, "model") if len(shape) == 3 else P())
+    found = specs(lbo.whiten(optax.sgd(0.1), taps), params, ".metric")
+    assert dict(found.values())[DEVICES - 1, 16, 16] == (None, None, None)
+
+
 def test_metrics_of_sharded_outputs_are_on_every_device():
     """So that nothing is said between devices where each has columns of its own."""
     model, x = nn.Dense(1024), jnp.ones((4, 256))

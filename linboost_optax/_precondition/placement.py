@@ -63,12 +63,15 @@ class Placement:
         Args:
           name: mesh axes to shard that side over: ``feature`` or ``output``.
           width: of that side. An array ``[block, width, ...]`` is sharded along it; a
-            square one is not: it is factorised as a whole.
+            square one is not: it is factorised as a whole. Its blocks then are shared
+            out over these axes, where they are not sharded over others.
           tree: arrays ``[block, ...]``.
         """
 
         def spec(leaf: jax.Array) -> list[Any]:
-            wide = leaf.shape[1:2] == (width,) and leaf.shape[2:3] != (width,)
+            wide = leaf.shape[1:2] == (width,)
+            if wide and leaf.shape[2:3] == (width,):
+                return [name if self.block is None else self.block]
             return [self.block, name] if wide else [self.block]
 
         return self._placed(spec, tree)

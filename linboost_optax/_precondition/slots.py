@@ -12,7 +12,7 @@ import optax
 from linboost_optax import _statistics
 from linboost_optax._layer import Affine, Layer, Path, join
 from linboost_optax._precondition import outline
-from linboost_optax._sharding import sharded_like
+from linboost_optax._sharding import along_first, first_axis, sharded_like
 from linboost_optax._taps import places
 
 
@@ -59,7 +59,8 @@ class Slot:
         """
         places = [i for i in (self.kernel, self.bias) if i is not None]
         own = [leaves[i] for i in places]
-        local = functools.partial(outline.call, _apply, (metric, self.layer, function))
+        facts = (metric, self.layer, function, first_axis(args))
+        local = functools.partial(outline.call, _apply, facts)
         new, rest = sharded_like((own, kept), local, own, *args)
         for i, leaf in zip(places, new):
             out[i] = leaf
@@ -70,13 +71,19 @@ def _apply(
     metric: Any,
     layer: Layer,
     function: Callable[..., tuple[Affine, Any]],
+    blocks: Any,
     own: list[jax.Array],
     *args: Any,
 ) -> tuple[list[jax.Array], Any]:
-    """Returns a layer's kernel and bias as ``function`` maps them as matrices."""
+    """Returns a layer's kernel and bias as ``function`` maps them as matrices.
+
+    Where what they are multiplied by is shared out by blocks, so are the products: the
+    compiler would gather them before it lays them out like the kernel.
+    """
     kernel, bias = own[0], own[1] if len(own) > 1 else None
     matrices = layer.to_affine(kernel, bias, dtype(layer, kernel))
     affine, rest = function(metric, matrices, *args)
+    affine = affine._replace(w=along_first(affine.w, blocks))
     new = [leaf for leaf in layer.from_affine(affine) if leaf is not None]
     return [leaf.astype(old.dtype) for leaf, old in zip(new, own)], rest
 

@@ -169,3 +169,50 @@ class Columns:
         assert sorted(gathered) == sorted(rows * width for width in self.widths[:-1])
         others = [numbers for name, numbers in more.elements() if name != "all-gather"]
         assert sum(others) <= 8 * len(jax.tree.leaves(params)), more
+
+
+class _Block(nn.Module):
+    @nn.compact
+    def __call__(self, x, _):
+        return jnp.tanh(nn.Dense(x.shape[-1])(x)), None
+
+
+class _Stack(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        over = {"variable_axes": {"params": 0}, "split_rngs": {"params": True}}
+        return nn.scan(_Block, length=8, **over)()(x, None)[0]
+
+
+@dataclass(frozen=True)
+class SharedOut:
+    """Matrices of a stack whose rows are sharded: less is said than of whole ones."""
+
+    width: int
+
+    def __str__(self):
+        return f"shared out; {self.width}"
+
+    def __call__(self):
+        mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Explicit,))
+        model, x = _Stack(), jnp.ones((32, self.width))
+        params = model.init(jax.random.key(0), x)["params"]
+        taps = linen.taps(model, x, statistic="gram")
+        loss = jax.sharding.auto_axes(loss_of(model), out_sharding=P())
+        tx = lbo.whiten(optax.adam(1e-3), taps)
+        step = step_of(loss, tx, linen.value_and_grad(loss, taps))
+
+        def put(leaf):
+            spec = P(None, "data") if leaf.ndim == 3 else P()
+            return jax.device_put(leaf, NamedSharding(mesh, spec))
+
+        with jax.set_mesh(mesh):
+            params = jax.tree.map(put, params)
+            x = jax.device_put(x, NamedSharding(mesh, P("data")))
+            state = tx.init(params)
+            whole = jax.device_put(state.metric, NamedSharding(mesh, P()))
+            ours, other = (
+                said(step, params, each, x)
+                for each in (state, state._replace(metric=whole))
+            )
+        assert sum(size for _, size in ours) < sum(size for _, size in other)

@@ -6,7 +6,7 @@ from jax.sharding import AxisType
 
 from tests.sharding.by_hand import Mapped, Pmapped
 from tests.sharding.cases import OPTIMIZERS, STATISTICS, Case
-from tests.sharding.compiled import Columns, OnlySums, OnPaper
+from tests.sharding.compiled import Columns, OnlySums, OnPaper, SharedOut
 from tests.sharding.losses import LOSSES, ByHand, EachExample, Shared
 from tests.sharding.resumed import Resumed
 from tests.sharding.strangers import Strangers
@@ -141,6 +141,7 @@ _compiled += [
     for layout in ("data", "rows", "columns")
     for optimizer in ("whiten", "polar")
 ]
+_compiled += [SharedOut(width) for width in (64, 128)]
 _resumed = [
     Resumed(
         Case(model, first, mode, statistic, optimizer),
