@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_linen_sharding import environment
+from tests.sharding.host import environment
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "sharded_transformer.md").read_text()

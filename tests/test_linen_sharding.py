@@ -2,11 +2,9 @@
 
 import functools
 import json
-import os
 import socket
 import subprocess
 import sys
-from importlib.metadata import version
 
 import flax.linen as nn
 import jax
@@ -29,24 +27,7 @@ from tests.sharding.cases import (
     step_of,
 )
 from tests.sharding.groups import GROUPS
-
-
-def environment(devices, bits):
-    """Returns that of a process with so many devices, whose floats are so wide."""
-    flags = os.environ.get("XLA_FLAGS", "")
-    # XLA dies of flags that it does not know.
-    if version("jaxlib").startswith(("0.8.", "0.9.", "0.10.")):
-        # Devices of a CPU otherwise may wait for different messages, for ever.
-        flags += " --xla_cpu_enable_concurrency_optimized_scheduler=false"
-    return {
-        **os.environ,
-        "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count={devices}",
-        "JAX_PLATFORMS": "cpu",
-        "JAX_ENABLE_X64": str(int(bits == 64)),
-        # Devices that wait for each other need threads of their own.
-        "NPROC": "64",
-        "JAX_CPU_ENABLE_ASYNC_DISPATCH": "0",
-    }
+from tests.sharding.host import environment
 
 
 def in_processes(module, count, *arguments, bits=64):
@@ -74,12 +55,10 @@ def in_processes(module, count, *arguments, bits=64):
 
 
 @functools.cache
-def failures(group):
+def failures(*group):
     """Returns the traceback of every case that fails, from a process of its own."""
-    bits = 32 if group == "float32" else 64
-    command = [sys.executable, "-m", "tests.sharding", group]
-    env = environment(4, bits)
-    run = subprocess.run(command, env=env, capture_output=True, text=True, timeout=1200)
+    command = [sys.executable, "-m", "tests.sharding", *group]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=1200)
     assert run.returncode == 0, run.stderr
     return json.loads(run.stdout.splitlines()[-1])
 
@@ -90,6 +69,12 @@ def failures(group):
 )
 def test_four_devices_train_as_one(group, case):
     assert failures(group).get(case) is None
+
+
+@pytest.mark.slow
+def test_any_kind_statistic_solver_layout_and_adapter_train_as_on_one_device():
+    """Any two of them; all there are with each other take hours, see `product`."""
+    assert failures("product", "2") == {}
 
 
 @pytest.mark.slow
