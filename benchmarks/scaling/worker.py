@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ import jax
 
 from benchmarks.job import BASELINE
 from benchmarks.optimizers import OPTIMIZERS
+from benchmarks.scaling.devices import environment
 from benchmarks.scaling.layouts import LAYOUTS, mesh_of
 from benchmarks.scaling.measure import QUICK, Clock, measure, place
 
@@ -46,30 +46,19 @@ class Work:
         ]
 
 
-def environment(devices: int) -> dict[str, str]:
-    """That of a process with so many devices."""
-    flags = os.environ.get("XLA_FLAGS", "")
-    return {
-        **os.environ,
-        "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count={devices}",
-        "JAX_PLATFORMS": "cpu",
-        # Devices that wait for each other need threads of their own.
-        "NPROC": str(max(16, 2 * devices)),
-        "JAX_CPU_ENABLE_ASYNC_DISPATCH": "0",
-        # What is read is a program as users have it.
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "0",
-        # LAPACK's threads spin against XLA's when cores are few.
-        "OPENBLAS_NUM_THREADS": "1",
-    }
-
-
 def launch(work: Work) -> dict[str, dict[str, Any]]:
     """Measures in a process of its own; returns what `measure` does.
 
     Raises:
       RuntimeError: if the process fails, with what it wrote to stderr.
     """
-    command, env = work.command(), environment(work.devices)
+    command = work.command()
+    env = environment(work.devices) | {
+        # What is read is a program as users have it.
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "0",
+        # LAPACK's threads spin against XLA's when cores are few.
+        "OPENBLAS_NUM_THREADS": "1",
+    }
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     if done.returncode != 0:
         raise RuntimeError(
