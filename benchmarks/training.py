@@ -7,7 +7,6 @@ inside a loop ten times slower on a CPU, and a dispatch costs microseconds.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -19,6 +18,7 @@ import optax
 
 from benchmarks import needs
 from benchmarks.optimizers import Optimizer
+from benchmarks.steps import bytes_of
 from benchmarks.tasks import Task
 from linboost_optax import linen
 
@@ -101,10 +101,7 @@ def compile_trainer(task: Task, optimizer: Optimizer) -> Trainer:
         init=init,
         step=compiled,
         temporary_bytes=int(memory.temp_size_in_bytes) if memory else 0,
-        state_bytes=sum(
-            math.prod(leaf.shape) * leaf.dtype.itemsize
-            for leaf in jax.tree.leaves(shapes.opt_state)
-        ),
+        state_bytes=bytes_of(shapes.opt_state),
         compile_seconds=compile_seconds,
     )
 

@@ -16,6 +16,7 @@ from benchmarks import paper
 from benchmarks.job import BASELINE, Job, Options, Result
 from benchmarks.models.decoder import DECODERS
 from benchmarks.scaling.measure import bytes_of_one_device
+from benchmarks.steps import bytes_of
 from benchmarks.tables import table
 from linboost_optax import linen
 from linboost_optax._taps.work import count
@@ -51,9 +52,7 @@ def run(name: str, options: Options) -> Result:
         more = sum(paper.rows(layer, optimizer) for layer in taken)
         found[optimizer] = {
             "label": label,
-            "state_bytes": sum(
-                leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)
-            ),
+            "state_bytes": bytes_of(state),
             "state_bytes_a_device": {
                 str(devices): on_a_device(tx, params, devices) for devices in DEVICES
             },

@@ -12,14 +12,14 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from benchmarks.steps import Batch
+
 AXIS = "data"
 FEATURES = 512
 # Different, so that no layer's program serves another; eight devices divide them.
 WIDTHS = (640, 448, 576, 512)
 BLOCKS, BLOCK_WIDTH = 8, 128
 QUICK_FEATURES, QUICK_WIDTHS, QUICK_BLOCK_WIDTH = 16, (24, 16, 8), 8
-
-Batch = tuple[jax.Array, jax.Array]  # inputs and targets, [sample, feature]
 
 
 class Chain(nn.Module):
@@ -60,6 +60,12 @@ class Stack(nn.Module):
             split_rngs={"params": True},
         )
         return scanned(self.width)(x, None)[0]
+
+
+def sines(rows: int, features: int, outputs: int) -> Batch:
+    """Normal inputs, and as targets sines of the first feature."""
+    x = jax.random.normal(jax.random.key(0), (rows, features))
+    return x, jnp.sin(x[:, :1] + jnp.linspace(0.0, 3.0, outputs))
 
 
 def chain(quick: bool) -> tuple[nn.Module, int]:

@@ -21,7 +21,8 @@ from benchmarks.job import BASELINE
 from benchmarks.optimizers import OPTIMIZERS
 from benchmarks.scaling.devices import environment
 from benchmarks.scaling.layouts import LAYOUTS, mesh_of
-from benchmarks.scaling.measure import QUICK, Clock, measure, place
+from benchmarks.scaling.measure import measure, place
+from benchmarks.steps import QUICK, Clock
 
 ROOT = Path(__file__).parents[2]
 

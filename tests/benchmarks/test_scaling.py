@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AbstractMesh, AxisType, NamedSharding
 
-from benchmarks import driver
+from benchmarks import driver, steps
 from benchmarks.jobs import scaling
 from benchmarks.scaling import collectives, measure, worker
 from benchmarks.scaling.collectives import Collective
@@ -122,12 +122,12 @@ def test_a_device_of_eight_holds_its_part_of_the_parameters(name, numbers):
 
 
 def test_what_is_not_finite_is_not_timed():
-    step = measure.Step(lambda *args: (*args[:2], jnp.nan), 0, 0, {})
+    step = steps.Step(lambda *args: (*args[:2], jnp.nan), 0, 0, {})
     batch = (jnp.ones(1), jnp.ones(1))
     with pytest.raises(
         FloatingPointError, match="under `adam` must be finite, got nan"
     ):
-        measure._time({"adam": step}, batch, measure.QUICK)
+        steps.time_all({"adam": step}, batch, steps.QUICK)
 
 
 def test_a_process_names_what_it_was_not_given(capsys):

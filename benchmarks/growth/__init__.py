@@ -1,0 +1,1 @@
+"""A training step on one device as one size grows, and what it costs beside Adam's."""
