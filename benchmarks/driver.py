@@ -7,20 +7,23 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import needs, report, results, tasks
+from benchmarks.cost import page
 from benchmarks.job import BASELINE, Job, Options
 from benchmarks.jobs import JOBS
 from benchmarks.optimizers import OPTIMIZERS
 
 DEFAULT = "main"
 OUT = "benchmarks/results"
-COMMANDS = (*JOBS, "report")
+COMMANDS = (*JOBS, "report", "cost")
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run a job, or make the report."""
+    """Run a job, or make the report or the page of costs."""
     args = parser().parse_args(with_default(argv))
     if args.job == "report":
         _report(args.results, args.readme)
+    elif args.job == "cost":
+        _cost(args.results)
     else:
         job = JOBS[args.job]
         chosen = options(job, args)
@@ -93,6 +96,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--readme", action="store_true", help="print the table of README.md instead"
     )
+    drawn = jobs.add_parser("cost", help="the tables and the figure of docs/cost.md")
+    drawn.add_argument("--results", default=OUT, help="the folder of the JSON files")
     return result
 
 
@@ -119,6 +124,14 @@ def _report(folder: str, readme: bool) -> None:
             print(f"Wrote {report.write(Path(folder))}")
     except (FileNotFoundError, ValueError) as error:
         raise SystemExit(str(error)) from error
+
+
+def _cost(folder: str) -> None:
+    try:
+        written = page.write(Path(folder), results.read_all(folder))
+    except (FileNotFoundError, ValueError) as error:
+        raise SystemExit(str(error)) from error
+    print(f"Wrote {', '.join(map(str, written))}")
 
 
 def _add_job(jobs: argparse._SubParsersAction, job: Job) -> None:

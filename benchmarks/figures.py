@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image
 
 from benchmarks import optimizers
 from benchmarks.optimizers import OPTIMIZERS
 
+DPI = 130
 LOSSES = {"train_loss": "training loss", "test_loss": "test loss"}
 
 # Nine strong colours, then their pale partners, which are dashed, then the strong ones
@@ -44,4 +47,12 @@ def limit(axis: Axes, values: list[float], start: float) -> None:
 def save(figure: Figure, path: Path) -> None:
     """Write a figure."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
+    figure.savefig(path, dpi=DPI)
+
+
+def save_small(figure: Figure, path: Path) -> None:
+    """Write a figure of few colours, small enough for a repository."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with BytesIO() as whole:
+        figure.savefig(whole, dpi=DPI)
+        Image.open(whole).convert("RGB").quantize(64).save(path, optimize=True)

@@ -20,7 +20,7 @@ def test_there_is_a_guide_to_ills():
 
 
 @pytest.mark.parametrize("path", ON_ONE_DEVICE, ids=lambda path: path.stem)
-def test_blocks_run_in_order(path):
+def test_blocks_run_in_order(path, capsys):
     text = path.read_text()
     blocks = list(re.finditer(r"^```python\n(.*?)^```$", text, re.M | re.S))
     assert blocks
@@ -32,6 +32,9 @@ def test_blocks_run_in_order(path):
             exec(compile(above + block[1], str(path), "exec"), names)
     for table in re.findall(r"<!-- taps -->\n```text\n(.*?)\n```", text, re.S):
         assert table == str(names["taps"])
+    said = capsys.readouterr().out
+    for printed in re.findall(r"<!-- printed -->\n```text\n(.*?)```", text, re.S):
+        assert printed in said
 
 
 @pytest.mark.parametrize("path", GUIDES, ids=lambda path: path.stem)

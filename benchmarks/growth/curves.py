@@ -62,6 +62,11 @@ def doubling(axis: Axes, sizes: list[int]) -> None:
     axis.grid(alpha=0.3)
 
 
+def from_zero(axis: Axes) -> None:
+    """An axis of multiples, or of bytes, with its zero."""
+    axis.set_ylim(0, 1.1 * axis.dataLim.ymax)
+
+
 def _over_sizes(axis: Axes, result: Result, draw: Callable[..., None]) -> None:
     sizes = [point["size"] for point in result["points"]]
     axis.axhline(1, color="grey", linestyle=":")
@@ -70,4 +75,5 @@ def _over_sizes(axis: Axes, result: Result, draw: Callable[..., None]) -> None:
             entries = [point["optimizers"][name] for point in result["points"]]
             draw(sizes, entries, label=entries[0]["label"], **mark(name, number))
     doubling(axis, sizes)
+    from_zero(axis)
     axis.set_xlabel(result["axis"])

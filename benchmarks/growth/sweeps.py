@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -40,7 +39,7 @@ class Point:
       criterion: the loss of outputs and targets.
     """
 
-    model: nn.Module
+    model: Any
     batch: Batch
     criterion: Callable[[jax.Array, jax.Array], jax.Array] = squared_error
 
@@ -115,14 +114,14 @@ SWEEPS = {
     "batch": Sweep(
         f"Rows of a batch, three dense layers of {FEATURES}",
         "batch",
-        (32, 128, 512, 2048, 8192),
+        (32, 256, 2048, 8192),
         (8, 16),
         batch,
     ),
     "outputs": Sweep(
         f"Outputs of the last of two dense layers, {FEATURES} wide, {ROWS} rows",
         "outputs",
-        (10, 64, 512, 2048, 8192),
+        (10, 128, 1024, 8192),
         (4, 8),
         outputs,
     ),
@@ -130,7 +129,7 @@ SWEEPS = {
         f"Tokens of {SEQUENCES} sequences, transformer of {TRANSFORMER_BLOCKS} blocks, "
         f"{TRANSFORMER_WIDTH} wide",
         "tokens",
-        (16, 64, 256, 512),
+        (16, 128, 512),
         (4, 8),
         tokens,
     ),

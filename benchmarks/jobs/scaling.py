@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tqdm import tqdm
 
 from benchmarks import optimizers
 from benchmarks.job import BASELINE, Job, Options, Result
+from benchmarks.scaling.collectives import total
 from benchmarks.scaling.layouts import LAYOUTS
 from benchmarks.scaling.worker import Work, launch
-from benchmarks.tables import spread, table
+from benchmarks.tables import ratio, spread, table
 
 DEVICES, QUICK_DEVICES = (1, 2, 4, 8), (1, 2)
 ROWS, QUICK_ROWS = 512, 16  # of a batch, however many devices
@@ -54,6 +55,22 @@ def describe(result: Result) -> str:
     return "\n\n".join(parts)
 
 
+def across(results: Sequence[Result]) -> str:
+    """One batch on the most devices, under every layout."""
+    header = ("layout", *HEADER[:4], "/ Adam", *HEADER[4:6])
+    rows = []
+    for result in results:
+        found, sizes = _found(result), _sizes(result, "rows")
+        few, many = found[sizes[0]], found[sizes[-1]]
+        adam, title = total(many[BASELINE]["every_step"], "bytes"), result["title"]
+        for name, entry in many.items():
+            label, *counted = _row(entry, few[name], sizes[-1][0])[:6]
+            more = ratio(total(entry["every_step"], "bytes"), adam)
+            rows.append([title, label, *counted[:3], more, *counted[3:]])
+            title = ""
+    return table(header, rows)
+
+
 def _sizes(result: Result, way: str) -> list[tuple[int, int]]:
     """Devices and rows of a batch: as many on all of them, or as many on each."""
     grows = way == "rows_a_device"
@@ -62,11 +79,13 @@ def _sizes(result: Result, way: str) -> list[tuple[int, int]]:
     ]
 
 
+def _found(result: Result) -> dict[tuple[int, int], dict[str, Any]]:
+    """What was found of all optimizers, by devices and rows of a batch."""
+    return {(run["devices"], run["batch"]): run["optimizers"] for run in result["runs"]}
+
+
 def _table(result: Result, way: str) -> str:
-    found = {
-        (run["devices"], run["batch"]): run["optimizers"] for run in result["runs"]
-    }
-    sizes = _sizes(result, way)
+    found, sizes = _found(result), _sizes(result, way)
     first = found[sizes[0]]
     rows = [
         _row(found[size][name], first[name], size[0])
@@ -94,8 +113,7 @@ def _row(entry: dict[str, Any], first: dict[str, Any], devices: int) -> list[str
 def _with_branches(entry: dict[str, Any], what: str, form: Callable[[int], str]) -> str:
     """A sum over all kinds of collectives, that of branches in brackets."""
     every, branches = (
-        sum(kind[what] for kind in entry[where].values())
-        for where in ("every_step", "in_branches")
+        total(entry[where], what) for where in ("every_step", "in_branches")
     )
     return form(every) + (f" (+{form(branches)})" if branches else "")
 
@@ -119,4 +137,5 @@ JOB = Job(
     all_optimizers=tuple(optimizers.OPTIMIZERS),
     run=run,
     table=describe,
+    across=across,
 )

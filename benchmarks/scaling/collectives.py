@@ -92,6 +92,11 @@ def summary(collectives: Iterable[Collective]) -> dict[str, dict[str, int]]:
     return result
 
 
+def total(summed: dict[str, dict[str, int]], what: str) -> int:
+    """Count, numbers or bytes of all kinds in a summary."""
+    return sum(kind[what] for kind in summed.values())
+
+
 def _computations(text: str) -> tuple[dict[str, list[_Instruction]], str]:
     """The instructions of every computation by its name, and the entry's name."""
     found: dict[str, list[_Instruction]] = {}

@@ -65,7 +65,7 @@ class Stack(nn.Module):
 def sines(rows: int, features: int, outputs: int) -> Batch:
     """Normal inputs, and as targets sines of the first feature."""
     x = jax.random.normal(jax.random.key(0), (rows, features))
-    return x, jnp.sin(x[:, :1] + jnp.linspace(0.0, 3.0, outputs))
+    return x, jnp.sin(x[:, :1] + jnp.linspace(0.0, 3.0, outputs)[None])
 
 
 def chain(quick: bool) -> tuple[nn.Module, int]:
