@@ -39,6 +39,7 @@ def environment_of_the_page():
     (threads,) = re.findall(r"NPROC=(\d+)", commands)
     own = environment(DEVICES, bits=32)
     assert flags[0] == own["XLA_FLAGS"].split()[-1]
+    assert threads == own["NPROC"]
     flags = " ".join([own["XLA_FLAGS"], *flags[1:]])
     return own | {"XLA_FLAGS": flags, "NPROC": threads}
 

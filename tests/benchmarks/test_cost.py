@@ -47,7 +47,8 @@ def test_the_command_writes_both(tmp_path, committed, capsys, monkeypatch):
             results.write(folder / f"{name}-{task}.json", result)
     driver.main(["cost", "--results", str(folder)])
     text = (docs / "cost.md").read_text()
-    for table in page.tables({n: page.ordered(n, committed) for n in page.SOURCES}):
+    made = page.tables({n: page.ordered(n, committed) for n in page.SOURCES})
+    for table in made.values():
         assert table in text
     assert "old" not in text
     assert (docs / "figures" / "cost.png").stat().st_size > 0

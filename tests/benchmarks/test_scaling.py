@@ -9,7 +9,7 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding
 
 from benchmarks import driver, steps
 from benchmarks.jobs import scaling
-from benchmarks.scaling import collectives, measure, worker
+from benchmarks.scaling import collectives, devices, measure, worker
 from benchmarks.scaling.collectives import Collective
 from benchmarks.scaling.layouts import LAYOUTS
 
@@ -128,6 +128,18 @@ def test_what_is_not_finite_is_not_timed():
         FloatingPointError, match="under `adam` must be finite, got nan"
     ):
         steps.time_all({"adam": step}, batch, steps.QUICK)
+
+
+def test_devices_of_a_cpu_keep_flags_and_get_only_those_that_xla_knows(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--of_mine")
+    order = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
+    count = "--xla_force_host_platform_device_count=4"
+    for version, flags in (
+        ("0.10.2", ["--of_mine", order, count]),
+        ("0.12.0", ["--of_mine", count]),
+    ):
+        monkeypatch.setattr(devices, "version", lambda package, found=version: found)
+        assert devices.environment(4)["XLA_FLAGS"].split() == flags
 
 
 def test_a_process_names_what_it_was_not_given(capsys):
