@@ -80,7 +80,7 @@ def depth(size: int) -> Point:
 
 def batch(size: int) -> Point:
     """Rows of a batch."""
-    return Point(Chain((FEATURES,) * 3), sines(size, FEATURES, FEATURES))
+    return Point(Chain((256,) * 3), sines(size, 256, 256))
 
 
 def outputs(size: int) -> Point:
@@ -112,7 +112,7 @@ SWEEPS = {
         depth,
     ),
     "batch": Sweep(
-        f"Rows of a batch, three dense layers of {FEATURES}",
+        "Rows of a batch, three dense layers of 256",
         "batch",
         (32, 256, 2048, 8192),
         (8, 16),

@@ -22,7 +22,7 @@ TRANSFORMER = 2 * (2 * 2 * 128 + 4 * 129 * 128 + 129 * 512 + 513 * 128)
 PARAMETERS = {
     "width": lambda size: 3 * (size + 1) * size,
     "depth": lambda size: size * (129 * 256 + 257 * 128),
-    "batch": lambda size: 3 * 513 * 512,
+    "batch": lambda size: 3 * 257 * 256,
     "outputs": lambda size: 513 * 512 + 513 * size,
     "tokens": lambda size: (256 + size) * 128 + TRANSFORMER + 2 * 128 + 129 * 256,
 }
