@@ -39,7 +39,7 @@ def _grown(
     panels = part.subplots(1, len(results))
     for axis, result in zip(panels, results, strict=True):
         panel(axis, result)
-    panels[0].legend(frameon=False, loc="best")
+    panels[-1].legend(frameon=False)
 
 
 def _devices(part: SubFigure, results: Sequence[Result]) -> None:
