@@ -7,7 +7,9 @@ import jax
 import pytest
 
 ROOT = Path(__file__).parent.parent
-GUIDES = sorted((ROOT / "docs").glob("*.md"))
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
+INDEX = ROOT / "docs" / "index.md"
+GUIDES = [path for path in PAGES if path.parent == INDEX.parent and path != INDEX]
 # This one needs eight devices: see `test_docs_sharded.py`.
 ON_ONE_DEVICE = [path for path in GUIDES if path.stem != "sharded_transformer"]
 
@@ -32,12 +34,19 @@ def test_blocks_run_in_order(path, capsys):
             exec(compile(above + block[1], str(path), "exec"), names)
     for table in re.findall(r"<!-- taps -->\n```text\n(.*?)\n```", text, re.S):
         assert table == str(names["taps"])
-    said = capsys.readouterr().out
-    for printed in re.findall(r"<!-- printed -->\n```text\n(.*?)```", text, re.S):
-        assert printed in said
+    printed = capsys.readouterr().out
+    for shown in re.findall(r"<!-- printed -->\n```text\n(.*?\n)```", text, re.S):
+        assert shown in printed
 
 
-@pytest.mark.parametrize("path", GUIDES, ids=lambda path: path.stem)
+def test_the_index_names_every_page():
+    shown = re.sub(r"^```{toctree}.*?^```$", "", INDEX.read_text(), flags=re.M | re.S)
+    links = set(re.findall(r"\]\(([^)#]+)", shown))
+    notebooks = [f"../notebooks/{each.name}" for each in ROOT.glob("notebooks/*.ipynb")]
+    assert {*(path.name for path in GUIDES), *notebooks} <= links
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
 def test_links_and_files_exist(path):
     text = path.read_text()
     links = re.findall(r"\]\((?!https?:)([^)#]+)", text)

@@ -47,9 +47,14 @@ def outputs(notebook, ignore=()):
     ]
 
 
-def test_there_is_a_notebook():
+def test_there_are_notebooks():
     names = [path.name for path in NOTEBOOKS]
-    assert names == ["ills_diagnostics.ipynb", "quickstart.ipynb"]
+    assert names == [
+        "ills_diagnostics.ipynb",
+        "quickstart.ipynb",
+        "transformer.ipynb",
+        "whitening_seen.ipynb",
+    ]
 
 
 @pytest.mark.slow
