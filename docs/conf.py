@@ -57,6 +57,9 @@ html_theme = "furo"
 html_title = f"linboost_optax {version}"
 html_additional_pages = {"index": "start.html"}
 templates_path = ["_templates"]
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+pygments_dark_style = "github-dark"
 html_copy_source = False
 html_show_sphinx = False
 

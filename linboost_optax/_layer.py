@@ -111,7 +111,7 @@ class Layer:
 
     @property
     def stats_key(self) -> str:
-        """The key of its statistic: another layer's where the input is shared."""
+        """The key of its statistic, another layer's where the input is shared."""
         return self.key if self.source is None else join(self.source)
 
     @property
