@@ -10,7 +10,7 @@ Split = tuple[np.ndarray, np.ndarray]
 
 def digits(seed: int = 0) -> tuple[Split, Split]:
     """Images [sample, 8, 8] in [0, 1] and labels: 80 % to train, 20 % to test."""
-    images, labels = load_digits(return_X_y=True)
+    images, labels = (np.asarray(each) for each in load_digits(return_X_y=True))
     images = (images / 16.0).astype(np.float32).reshape(-1, 8, 8)
     labels = labels.astype(np.int32)
     order = np.random.default_rng(seed).permutation(len(images))
