@@ -1,7 +1,8 @@
 """What a trial came to, in words: whether it is worth it, why, and what would be.
 
-Ours is worth it where it is ahead of the user's optimizer as it is, and of the best
-that needs no statistics, at any rate: of what one would try first.
+Ours is worth it where it is ahead of the user's optimizer as it is, and of all that
+needs no statistics, at any rate: of what one would try first. That is either in time to
+the user's loss, or in time to the lowest losses of these.
 """
 
 from __future__ import annotations
@@ -37,20 +38,35 @@ class Verdict(NamedTuple):
         return "\n".join([self.headline, *(f"- {each}" for each in self.reasons)])
 
 
+class Field(NamedTuple):
+    """Who is compared: names of competitors, None where there is none.
+
+    Attributes:
+      baseline: the user's own, or tuned Adam.
+      ours: the best of this package.
+      fastest: of those without statistics, who is first at the baseline's loss.
+      lowest: of those without statistics, who ends lowest: the baseline, perhaps.
+    """
+
+    baseline: str
+    ours: str | None
+    fastest: str | None
+    lowest: str
+
+
 def verdict(record: Record) -> Verdict:
     """Judges a trial by its record."""
     raced = [name for name, entry in record["entries"].items() if entry["curves"]]
     if record["baseline"] not in raced:
         headline = "No verdict: there was no time for a race."
         return Verdict(None, False, headline, tuple(_notes(record)))
-    rival = _first(record, [name for name in raced if name not in OURS])
-    ours = _first(record, [name for name in raced if name in OURS], than=rival)
-    winner = _winner(record, ours, rival)
-    reasons = [*_about(record, ours), *_about_rival(record, ours, rival)]
+    field = _field(record, raced)
+    winner = _winner(record, field)
+    reasons = [*_about(record, field.ours), *_about_rivals(record, field)]
     return Verdict(
         winner,
         winner in OURS,
-        _headline(record, winner, ours, rival),
+        _headline(record, field, winner),
         (*reasons, *_notes(record)),
     )
 
@@ -76,54 +92,98 @@ def counted(number: int, name: str) -> str:
     return f"{number} {name}" if number == 1 else f"{number} {name}s"
 
 
-def _first(record: Record, names: Sequence[str], than: str | None = None) -> str | None:
-    """Of ours, who is first at another's loss; of the others, who ends lowest."""
-    if than is None:
-        ends = {name: figures(record, name).best.middle for name in names}
-        return min(names, key=ends.__getitem__, default=None)
-
-    def key(name: str) -> tuple[float, float]:
-        it = figures(record, name, than)
-        return (it.seconds.middle if it.seconds else math.inf, it.best.middle)
-
-    return min(names, key=key, default=None)
-
-
-def _winner(record: Record, ours: str | None, rival: str | None) -> str:
+def _field(record: Record, raced: Sequence[str]) -> Field:
     baseline = record["baseline"]
-    if ours is not None:
-        ahead = better(figures(record, ours))
-        if ahead and (
-            rival in (None, baseline) or better(figures(record, ours, rival))
-        ):
-            return ours
-    if rival is not None and better(figures(record, rival)):
-        return rival
-    return baseline
+
+    def order(than: str) -> Callable[[str], tuple[float, float]]:
+        """Who is first at another's loss; of those that never are, who ends lowest."""
+
+        def key(name: str) -> tuple[float, float]:
+            it = figures(record, name, than)
+            return (it.seconds.middle if it.seconds else math.inf, it.best.middle)
+
+        return key
+
+    others = [name for name in raced if name not in OURS]
+    lowest = min(others, key=lambda name: figures(record, name).best.middle)
+    mine = [name for name in raced if name in OURS]
+    return Field(
+        baseline,
+        min(mine, key=order(lowest), default=None),
+        min(set(others) - {baseline}, key=order(baseline), default=None),
+        lowest,
+    )
 
 
-def _headline(record: Record, winner: str, ours: str | None, rival: str | None) -> str:
-    what, baseline = _at_rate(record, winner), record["baseline"]
+def _winner(record: Record, field: Field) -> str:
+    if _is_fast(record, field) or _is_low(record, field):
+        assert field.ours is not None
+        return field.ours
+    fastest = field.fastest
+    if fastest is not None and better(figures(record, fastest)):
+        return fastest
+    return field.baseline
+
+
+def _is_fast(record: Record, field: Field) -> bool:
+    """Whether ours is ahead of all to the baseline's loss."""
+    if field.ours is None or not better(figures(record, field.ours)):
+        return False
+    mine = figures(record, field.ours).seconds
+    rival = figures(record, field.fastest).seconds if field.fastest else None
+    return rival is None or (
+        mine is not None and mine.middle <= _WORTH * min(1.0, rival.middle)
+    )
+
+
+def _is_low(record: Record, field: Field) -> bool:
+    """Whether ours is ahead of all at their own lowest losses."""
+    rivals = {field.baseline, field.lowest, field.fastest} - {None}
+    return field.ours is not None and all(
+        better(figures(record, field.ours, rival)) for rival in rivals
+    )
+
+
+def _headline(record: Record, field: Field, winner: str) -> str:
+    what, baseline, ours = _at_rate(record, winner), field.baseline, field.ours
     if winner == baseline:
         keep = "keep what you have" if winner == OWN else f"take {what}"
         return f"Not worth it here, because {_because(record, ours)}: {keep}."
-    seconds = figures(record, winner).seconds
-    assert seconds is not None  # whoever wins came to the loss
-    share = f"{times(seconds)} of the time to {_whose(record)} loss"
-    if winner in OURS:
-        text = f"Worth it: {what} takes {share}"
-        if rival in (None, baseline):
-            return f"{text}."
-        than = figures(record, winner, rival).seconds
-        assert than is not None
-        return (
-            f"{text}, and {times(than)} of the time to the loss of "
-            f"{_at_rate(record, rival)}, the best without statistics."
-        )
-    if ours is not None and better(figures(record, ours)):
-        return f"Not worth it here, because {what} does as well without it: {share}."
-    because = _because(record, ours)
-    return f"Not worth it here, because {because}. {what}, which takes {share}, is."
+    share = f"{_share(record, winner)} of the time to {_whose(record)} loss"
+    if winner != ours:
+        better_too = ours is not None and better(figures(record, ours))
+        if better_too:
+            return (
+                f"Not worth it here, because {what} does as well without it: {share}."
+            )
+        because = _because(record, ours)
+        return f"Not worth it here, because {because}. {what}, which takes {share}, is."
+    low = ""
+    if field.lowest != baseline and _is_low(record, field):
+        low = f"{_share(record, winner, field.lowest)} of the time to the loss of "
+        low += f"{_at_rate(record, field.lowest)}, the lowest without statistics"
+    if _is_fast(record, field):
+        text = f"Worth it: {what} takes {share}{f', and {low}' if low else ''}."
+        mine = figures(record, winner).best
+        lowest = figures(record, field.lowest).best
+        if mine.low > lowest.high:
+            text += f" For the lowest loss take {_at_rate(record, field.lowest)}: "
+            text += f"{loss(lowest)} against {loss(mine)}."
+        return text
+    assert field.fastest is not None
+    faster = _at_rate(record, field.fastest)
+    return (
+        f"Worth it for a lower loss: {what} takes {low}. To {_whose(record)} loss, "
+        f"{faster} is faster: {_share(record, field.fastest)} of the time against "
+        f"{_share(record, winner)}."
+    )
+
+
+def _share(record: Record, name: str, than: str | None = None) -> str:
+    """The time to a loss that was reached, as text."""
+    seconds = figures(record, name, than).seconds
+    assert seconds is not None
+    return times(seconds)
 
 
 def _because(record: Record, ours: str | None) -> str:
@@ -172,32 +232,32 @@ def _about(record: Record, name: str | None) -> list[str]:
     ]
 
 
-def _about_rival(record: Record, ours: str | None, rival: str | None) -> list[str]:
-    """What is to be said of the best optimizer without statistics, if it is another."""
-    if rival in (None, record["baseline"]):
-        return []
-    it = figures(record, rival)
-    text = f"Without statistics, {_at_rate(record, rival)} ends lowest, at "
-    text += loss(it.best)
-    if it.steps is not None and it.seconds is not None:
-        text += f"; to {_whose(record)} loss it takes {times(it.steps)} of the steps "
-        text += f"and {times(it.seconds)} of the time"
-    said = [f"{text}."]
-    if ours is None:
-        return said
-    than = figures(record, ours, rival)
-    label = _label(record, ours)
-    if than.steps is not None and than.seconds is not None:
-        lower = than.best.high < it.best.low
+def _about_rivals(record: Record, field: Field) -> list[str]:
+    """What is to be said of those without statistics: who is faster, who ends lower."""
+    said, fastest = [], field.fastest
+    if fastest is not None and (it := figures(record, fastest)).steps is not None:
         said.append(
-            f"{label} comes to that loss in {times(than.steps)} of its steps and "
-            f"{times(than.seconds)} of its time"
-            + (f", and ends lower, at {loss(than.best)}." if lower else ".")
+            f"Without statistics, {_at_rate(record, fastest)} is first at "
+            f"{_whose(record)} loss, in {times(it.steps)} of the steps and "
+            f"{_share(record, fastest)} of the time."
         )
-    else:
-        seeds = counted(len(record["seeds"]), "seed")
-        said.append(f"{label} comes to that loss on {than.reached} of {seeds}.")
-    return said
+    if field.lowest == field.baseline:
+        return said
+    lowest = figures(record, field.lowest).best
+    text = f"Without statistics, {_at_rate(record, field.lowest)} ends lowest, at "
+    text += loss(lowest)
+    if field.ours is not None:
+        than = figures(record, field.ours, field.lowest)
+        label = _label(record, field.ours)
+        if than.steps is not None and than.seconds is not None:
+            text += f"; {label} comes to that loss in {times(than.steps)} of its steps "
+            text += f"and {times(than.seconds)} of its time"
+            if than.best.high < lowest.low:
+                text += f", and ends lower, at {loss(than.best)}"
+        else:
+            seeds = counted(len(record["seeds"]), "seed")
+            text += f"; {label} comes to that loss on {than.reached} of {seeds}"
+    return [*said, f"{text}."]
 
 
 def _notes(record: Record) -> list[str]:

@@ -19,7 +19,7 @@ def test_worth_it():
     assert (found.winner, found.worth) == ("polar", True)
     assert found.headline == (
         "Worth it: polar at 0.01 takes 0.30x of the time to your loss, and 0.60x of "
-        "the time to the loss of Adam at 0.01, the best without statistics."
+        "the time to the loss of Adam at 0.01, the lowest without statistics."
     )
     assert found.reasons == (
         "polar comes to your test loss in 0.25x of the steps and 0.30x of the time.",
@@ -27,10 +27,10 @@ def test_worth_it():
         "2 of 3 learning rates work; of yours, 1 of 3.",
         "A step takes 1.20x of the time and holds 1.50x of the memory; it takes 1.0 s "
         "more to compile, once.",
-        "Without statistics, Adam at 0.01 ends lowest, at 1.5; to your loss it takes "
-        "0.75x of the steps and 0.75x of the time.",
-        "polar comes to that loss in 0.50x of its steps and 0.60x of its time, and "
-        "ends lower, at 1.3.",
+        "Without statistics, Adam at 0.01 is first at your loss, in 0.75x of the steps "
+        "and 0.75x of the time.",
+        "Without statistics, Adam at 0.01 ends lowest, at 1.5; polar comes to that "
+        "loss in 0.50x of its steps and 0.60x of its time, and ends lower, at 1.3.",
     )
 
 
@@ -75,7 +75,32 @@ def test_another_rate_of_what_one_has_does_as_well():
         "Not worth it here, because yours, other rate at 0.01 does as well without it: "
         "0.38x of the time to your loss."
     )
-    assert "polar comes to that loss on 0 of 3 seeds." in found.reasons
+    assert "polar comes to that loss on 0 of 3 seeds." in found.reasons[-1]
+
+
+def test_a_rate_that_is_faster_and_a_loss_that_is_lower():
+    # To the user's loss another rate is faster; to what that ends at, ours is.
+    tuned = entry("yours, other rate", 0.3, three([8.0, 1.9, 1.8, 1.7, 1.6], 0.5))
+    entries = {"own": OWN, "own_tuned": tuned, "polar": polar(three(FAST, 0.9))}
+    found = verdict(record(entries))
+    assert (found.winner, found.worth) == ("polar", True)
+    assert found.headline == (
+        "Worth it for a lower loss: polar at 0.01 takes 0.90x of the time to the loss "
+        "of yours, other rate at 0.3, the lowest without statistics. To your loss, "
+        "yours, other rate at 0.3 is faster: 0.12x of the time against 0.23x."
+    )
+
+
+def test_faster_to_the_users_loss_alone_is_worth_it_too():
+    muon = entry("Muon", 0.02, three([8.0, 4, 3, 2, 0.1]))
+    found = verdict(record({"own": OWN, "muon": muon, "polar": polar(three(FAST))}))
+    assert (
+        found.headline
+        == "Worth it: polar at 0.01 takes 0.25x of the time to your loss."
+    )
+    assert "Muon at 0.02 ends lowest, at 0.1; polar comes to that loss on 0 of" in str(
+        found
+    )
 
 
 def test_a_rival_is_worth_it_where_ours_is_not():
