@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from linboost_optax._trial.analysis import Record, figures
-from linboost_optax._trial.verdict import Verdict, counted, loss, times
+from linboost_optax._trial.phrases import counted, loss, times
+from linboost_optax._trial.verdict import Verdict
 
 HEADER = (
     "optimizer",

@@ -94,9 +94,9 @@ def test_a_rate_that_is_faster_and_a_loss_that_is_lower():
 def test_faster_to_the_users_loss_alone_is_worth_it_too():
     muon = entry("Muon", 0.02, three([8.0, 4, 3, 2, 0.1]))
     found = verdict(record({"own": OWN, "muon": muon, "polar": polar(three(FAST))}))
-    assert (
-        found.headline
-        == "Worth it: polar at 0.01 takes 0.25x of the time to your loss."
+    assert found.headline == (
+        "Worth it: polar at 0.01 takes 0.25x of the time to your loss. For the lowest "
+        "loss take Muon at 0.02: 0.1 against 1.3."
     )
     assert "Muon at 0.02 ends lowest, at 0.1; polar comes to that loss on 0 of" in str(
         found

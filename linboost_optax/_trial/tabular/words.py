@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from linboost_optax._trial.phrases import counted
 from linboost_optax._trial.tabular.compare import Record
 from linboost_optax._trial.tabular.estimators import ILLS, MEAN, RIDGE
-from linboost_optax._trial.verdict import counted
 
 _SURE = 2.0  # standard errors from which a difference is one
 
