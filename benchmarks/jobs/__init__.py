@@ -20,6 +20,7 @@ from benchmarks.jobs import (
     step_time,
     tied,
     transfer,
+    trials,
 )
 
 JOBS: dict[str, Job] = {
@@ -32,6 +33,7 @@ JOBS: dict[str, Job] = {
         sensitivity.JOB,
         transfer.JOB,
         defaults.JOB,
+        trials.JOB,
         memory.JOB,
         growth.JOB,
         scaling.JOB,

@@ -41,7 +41,7 @@ def trial_of(
     try:
         clock.tick("setting up")
         setup = set_up(task)
-        record |= _empty(setup, minutes)
+        record |= empty(setup, minutes)
         _fill(record, setup, clock, steps, seeds)
     except KeyboardInterrupt:
         if not record:
@@ -54,7 +54,7 @@ def trial_of(
     return Trial(record)
 
 
-def _empty(setup: Setup, minutes: float) -> Record:
+def empty(setup: Setup, minutes: float) -> Record:
     """The record of a trial that found nothing yet."""
     task = setup.task
     return {
@@ -84,7 +84,7 @@ def _fill(
     record: Record, setup: Setup, clock: Clock, steps: int | None, seeds: int
 ) -> None:
     racers = competitors(setup.task)
-    trainers = _compiled(record, setup, racers, clock)
+    trainers = compiled(record, setup, racers, clock)
     costs = _measured(record, setup, trainers, clock)
     planned = plan(costs, clock.left, steps, seeds)
     record["steps"] = planned.steps
@@ -114,7 +114,7 @@ def _open_rung(record: Record, steps: int) -> dict[str, dict[float, float]]:
     return {name: entry["rungs"][-1]["losses"] for name, entry in entries}
 
 
-def _compiled(
+def compiled(
     record: Record, setup: Setup, racers: Mapping[str, Competitor], clock: Clock
 ) -> dict[str, Trainer]:
     """Compiles all; who cannot be compiled is left out, with the reason.
