@@ -34,7 +34,7 @@ def trial(
     """Races optimizers on your own task, and says which to take, and why.
 
     Your own optimizer at your rate, Adam, Muon, LNB and ``polar``: each at seven
-    learning rates in short runs, the best three in longer ones, the best one in races
+    learning rates in short runs, three of them in longer ones, the best one in races
     on other seeds, interleaved and clocked. All of it takes ``minutes``, compilation
     included.
 

@@ -1,9 +1,10 @@
 """How the time is spent: short runs at many rates, longer ones at few, then a race.
 
 Successive halving over learning rates: all are tried in runs of an eighth of the
-steps, the best three in runs of a quarter, and the best one races over several seeds.
-Every run has a whole schedule of its own length, so that a short one ranks rates as a
-long one does, which the beginning of a long one does not.
+steps, three of them in runs of a half, and the best one races over several seeds.
+Every run has a whole schedule of its own length: the beginning of a long run says
+little of its end. Short runs still prefer higher rates than long ones, so that the rate
+below the best one is always among those that are kept.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class Rung:
     keep: int
 
 
-RUNGS = (Rung(1 / 8, 3), Rung(1 / 4, 1))
+RUNGS = (Rung(1 / 8, 3), Rung(1 / 2, 1))
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,7 @@ def climb(
             if rate is None:
                 break
             losses[rate] = short(setup, trainers[name], rate, steps, tick)
-        kept[name] = sorted(losses, key=losses.__getitem__)[: rung.keep]
+        kept[name] = _kept(losses, rung.keep)
     return kept
 
 
@@ -143,6 +143,13 @@ def race(
             for key, value in point.items():
                 curve[key].append(value)
     return carries
+
+
+def _kept(losses: Mapping[float, float], number: int) -> list[float]:
+    """The best rate, the one below it, and the next best ones: so many in all."""
+    best, *others = sorted(losses, key=losses.__getitem__)
+    below = [rate for rate in sorted(losses) if rate < best][-1:]
+    return [best, *below, *(rate for rate in others if rate not in below)][:number]
 
 
 def _past_the_edge(losses: Mapping[float, float]) -> float | None:

@@ -97,25 +97,24 @@ def _headline(record: Record, field: Field, winner: str) -> str:
         keep = "keep what you have" if winner == OWN else f"take {what}"
         return f"Not worth it here, because {_because(record, ours)}: {keep}."
     taken = f"{share(record, winner)} of the time to {whose(record)} loss"
+    lower = _lower(record, field, winner)
     if winner != ours:
         if ours is not None and better(figures(record, ours)):
             return (
                 f"Not worth it here, because {what} does as well without it: {taken}."
+                f"{lower}"
             )
         because = _because(record, ours)
-        return f"Not worth it here, because {because}. {what}, which takes {taken}, is."
+        return (
+            f"Not worth it here, because {because}. {what}, which takes {taken}, is."
+            f"{lower}"
+        )
     low = ""
     if _is_low(record, field):
         low = f"{share(record, winner, field.lowest)} of the time to the loss of "
         low += f"{at_rate(record, field.lowest)}, the lowest without statistics"
     if _is_fast(record, field):
-        text = f"Worth it: {what} takes {taken}{f', and {low}' if low else ''}."
-        mine = figures(record, winner).best
-        lowest = figures(record, field.lowest).best
-        if mine.low > lowest.high:
-            text += f" For the lowest loss take {at_rate(record, field.lowest)}: "
-            text += f"{loss(lowest)} against {loss(mine)}."
-        return text
+        return f"Worth it: {what} takes {taken}{f', and {low}' if low else ''}.{lower}"
     assert field.fastest is not None
     faster = at_rate(record, field.fastest)
     return (
@@ -123,6 +122,17 @@ def _headline(record: Record, field: Field, winner: str) -> str:
         f"{faster} is faster: {share(record, field.fastest)} of the time against "
         f"{share(record, winner)}."
     )
+
+
+def _lower(record: Record, field: Field, winner: str) -> str:
+    """Who ends lower than the one that is recommended, if anyone surely does."""
+    names = [name for name in (field.lowest, field.ours) if name is not None]
+    name = min(names, key=lambda name: figures(record, name).best.middle)
+    mine, lowest = (figures(record, each).best for each in (winner, name))
+    if not mine.low > lowest.high:
+        return ""
+    against = f"{loss(lowest)} against {loss(mine)}"
+    return f" For the lowest loss take {at_rate(record, name)}: {against}."
 
 
 def _because(record: Record, ours: str | None) -> str:

@@ -123,6 +123,14 @@ def test_the_grid_goes_on_past_an_edge(best, beyond, monkeypatch):
     assert kept == [tried[-1]]
 
 
+def test_the_rate_below_the_best_one_is_kept(monkeypatch):
+    losses = {0.01: 9.0, 0.1: 8.0, 1.0: 1.0, 10.0: 2.0, 100.0: 3.0}
+    kept, _ = climb(losses.__getitem__, list(losses), 3, 0, monkeypatch)
+    assert kept == [1.0, 0.1, 10.0]
+    kept, _ = climb(losses.__getitem__, list(losses), 1, 0, monkeypatch)
+    assert kept == [1.0]
+
+
 def test_where_all_diverge_lower_rates_are_tried(monkeypatch):
     kept, tried = climb(lambda rate: math.inf, [0.01, 0.1], 1, 2, monkeypatch)
     assert tried == pytest.approx([0.01, 0.1, 0.00316, 0.001], rel=1e-2)

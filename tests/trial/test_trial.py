@@ -43,8 +43,9 @@ def test_every_rate_was_tried_and_three_went_on(found):
         first, second = found.record["entries"][name]["rungs"]
         assert len(first["losses"]) in (7, 8, 9)
         assert len(second["losses"]) == 3
-        best = sorted(first["losses"], key=first["losses"].__getitem__)[:3]
-        assert set(second["losses"]) == set(best)
+        best = min(first["losses"], key=first["losses"].__getitem__)
+        below = [rate for rate in first["losses"] if rate < best]
+        assert set(second["losses"]) >= {best, *([max(below)] if below else [])}
 
 
 def test_whoever_races_begins_alike(found):

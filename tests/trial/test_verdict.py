@@ -78,6 +78,18 @@ def test_another_rate_of_what_one_has_does_as_well():
     assert "polar comes to that loss on 0 of 3 seeds." in found.reasons[-1]
 
 
+def test_whoever_ends_lower_than_who_is_recommended_is_named():
+    tuned = entry("yours, other rate", 1e-2, three([8.0, 2, 1.9, 1.8, 1.7], 0.5))
+    muon = entry("Muon", 0.02, three([8.0, 5, 3, 2, 0.1]))
+    mine = polar(three([8.0, 3, 2, 1, 0.5], 0.9))
+    entries = {"own": OWN, "own_tuned": tuned, "muon": muon, "polar": mine}
+    found = verdict(record(entries))
+    assert found.winner == "own_tuned"
+    assert found.headline.endswith(
+        "For the lowest loss take Muon at 0.02: 0.1 against 1.7."
+    )
+
+
 def test_a_rate_that_is_faster_and_a_loss_that_is_lower():
     # To the user's loss another rate is faster; to what that ends at, ours is.
     tuned = entry("yours, other rate", 0.3, three([8.0, 1.9, 1.8, 1.7, 1.6], 0.5))
