@@ -1,12 +1,12 @@
 """A scikit-learn regressor trained by ILLS (the only file that imports sklearn)."""
 
 import contextlib
+import functools
 import itertools
 from numbers import Integral, Real
 from typing import Any, ClassVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from sklearn.base import BaseEstimator, RegressorMixin, _fit_context
 from sklearn.dummy import DummyRegressor
@@ -23,11 +23,15 @@ from sklearn.utils.validation import (
 from linboost_optax.ills import Activation, fit_ills, network, predict
 from linboost_optax.ills._model.activations import TABLE, get_activation
 from linboost_optax.ills._model.initialization import scale_by_fan_in
+from linboost_optax.ills._numerics.padding import pad_rows, padded_size
 from linboost_optax.ills._scaling import Scaling
 from linboost_optax.ills._steps.combine import COMBINES
 from linboost_optax.ills._steps.importance import IMPORTANCES
 from linboost_optax.ills._steps.losses import LOSSES
 from linboost_optax.ills._steps.methods import METHODS
+
+# Predictions compile in a tenth of a second, so that padding has to be cheaper.
+_LEAST_PREDICTED = 64
 
 
 class IllsRegressor(RegressorMixin, BaseEstimator):
@@ -321,9 +325,10 @@ class IllsRegressor(RegressorMixin, BaseEstimator):
         dtype = self.coefs_[0].dtype
         with _precision(dtype):
             params = self._params(dtype)
-            inputs = jnp.asarray(self._scaling.inputs(X, dtype))
-            scaled = predict(network(params, self._activation), params, inputs)
-        y = self._scaling.predictions(np.asarray(scaled))
+            inputs = self._scaling.inputs(X, dtype)
+            padded = pad_rows(inputs, padded_size(len(inputs), _LEAST_PREDICTED))
+            scaled = _predict(network(params, self._activation), params, padded)
+        y = self._scaling.predictions(np.asarray(scaled)[: len(inputs)])
         return y[:, 0] if self._flat_target else y
 
     def _hidden_sizes(self) -> list[int]:
@@ -341,7 +346,7 @@ class IllsRegressor(RegressorMixin, BaseEstimator):
         params = []
         for fan_in, units in itertools.pairwise(sizes):
             drawn = scale_by_fan_in(rng.normal(size=(fan_in + 1, units)), fan_in)
-            drawn = jnp.asarray(drawn, inputs.dtype)
+            drawn = drawn.astype(inputs.dtype)
             params.append((drawn[:-1], drawn[-1]))
         return params
 
@@ -352,9 +357,14 @@ class IllsRegressor(RegressorMixin, BaseEstimator):
 
     def _params(self, dtype) -> list[Any]:
         return [
-            (jnp.asarray(kernel, dtype), jnp.asarray(bias, dtype))
+            (kernel.astype(dtype), bias.astype(dtype))
             for kernel, bias in zip(self.coefs_, self.intercepts_, strict=True)
         ]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _predict(network, params, inputs):
+    return predict(network, params, inputs)
 
 
 def _columns(y):

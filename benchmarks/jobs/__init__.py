@@ -12,6 +12,7 @@ from benchmarks.jobs import (
     ills,
     ills_memory,
     ills_recovery,
+    ills_search,
     large_models,
     memory,
     races,
@@ -43,6 +44,7 @@ JOBS: dict[str, Job] = {
         ills.JOB,
         ills_recovery.JOB,
         ills_memory.JOB,
+        ills_search.JOB,
         faults.JOB,
     )
 }

@@ -1,4 +1,7 @@
-"""Checks of the data: shapes at trace time, values where they are at hand."""
+"""Checks of the data: shapes at trace time, values where they are at hand.
+
+Data at hand are read with NumPy: with JAX every step would be compiled for every shape.
+"""
 
 from typing import Any
 
@@ -33,10 +36,10 @@ def make_batch(
     batch = read_batch(network, inputs, targets, sample_weight, mask, dtype, axis_name)
     if sample_weight is None and mask is None:
         return batch
-    counted = batch.weights > 0
+    counted, xp = batch.weights > 0, _home(*batch)
     return batch._replace(
-        inputs=jnp.where(jnp.any(counted, axis=1, keepdims=True), batch.inputs, 0),
-        targets=jnp.where(counted, batch.targets, 0),
+        inputs=xp.where(xp.any(counted, axis=1, keepdims=True), batch.inputs, 0),
+        targets=xp.where(counted, batch.targets, 0),
     )
 
 
@@ -67,7 +70,8 @@ def read_batch(
     Raises:
       ValueError: if a shape or, outside ``jit``, a value does not fit.
     """
-    inputs, targets = jnp.asarray(inputs), jnp.asarray(targets)
+    xp = _home(inputs, targets, sample_weight, mask)
+    inputs, targets = _read(xp, inputs, dtype), _read(xp, targets, dtype)
     check_inputs(network, inputs)
     samples, outputs = inputs.shape[0], network.last.features_out
     if targets.shape not in [(samples, outputs), (samples,) * (outputs == 1)]:
@@ -76,11 +80,11 @@ def read_batch(
             f"`inputs` and one column an output of `{network.last.kernel}`, got "
             f"{targets.shape}."
         )
-    targets = targets.astype(dtype).reshape(samples, outputs)
-    weights = _sample_weights(sample_weight, samples, dtype)
+    targets = targets.reshape(samples, outputs)
+    weights = _sample_weights(xp, sample_weight, samples, dtype)
     if mask is not None:
-        known = _known(mask, samples, outputs)
-        targets = jnp.where(known, targets, 0)
+        known = _known(xp, mask, samples, outputs)
+        targets = xp.where(known, targets, 0)
         weights = weights * known.astype(dtype)
     if is_known(targets, weights):
         _check_targets(network, targets, weights)
@@ -89,16 +93,35 @@ def read_batch(
             "`sample_weight` must be positive for a sample with a known target, got 0 "
             "wherever `mask` is true. Give weight to a known target."
         )
-    total = jnp.sum(weights) * (outputs // weights.shape[1])
+    total = xp.sum(weights) * (outputs // weights.shape[1])
     if axis_name is not None:
         total = jax.lax.psum(total, axis_name)
-    weights = weights / jnp.where(total > 0, total, 1)
-    return Batch(inputs.astype(dtype), targets, weights)
+        xp = jnp
+    weights = weights / xp.where(total > 0, total, 1).astype(dtype)
+    return Batch(inputs, targets, weights)
 
 
 def is_known(*arrays: Any) -> bool:
     """Returns whether values can be looked at: not inside a transformation."""
     return not any(isinstance(a, Tracer) for a in arrays)
+
+
+def _home(*arrays: Any) -> Any:
+    """Returns the module that computes with the arrays: NumPy where they are at hand.
+
+    What is traced, or spread over several devices, stays with JAX.
+    """
+    for a in arrays:
+        if isinstance(a, Tracer):
+            return jnp
+        if isinstance(a, jax.Array) and len(a.sharding.device_set) > 1:
+            return jnp
+    return np
+
+
+def _read(xp: Any, values: Any, dtype: Any) -> Any:
+    with np.errstate(over="ignore"):  # What overflows is refused as not finite.
+        return xp.asarray(values).astype(dtype)
 
 
 def check_inputs(network: Network, inputs: jax.Array) -> None:
@@ -164,10 +187,10 @@ def check_distinct_units(network: Network, matrices: Matrices) -> None:
                 )
 
 
-def _sample_weights(sample_weight: Any, samples: int, dtype: Any) -> jax.Array:
+def _sample_weights(xp: Any, sample_weight: Any, samples: int, dtype: Any) -> Any:
     if sample_weight is None:
-        return jnp.ones((samples, 1), dtype)
-    weights = jnp.asarray(sample_weight)
+        return xp.ones((samples, 1), dtype)
+    weights = xp.asarray(sample_weight)
     if weights.shape != (samples,):
         raise ValueError(
             f"`sample_weight` must have shape {(samples,)}, got {weights.shape}. "
@@ -184,9 +207,9 @@ def _sample_weights(sample_weight: Any, samples: int, dtype: Any) -> jax.Array:
     return weights.astype(dtype)[:, None]
 
 
-def _known(mask: Any, samples: int, outputs: int) -> jax.Array:
-    known = jnp.asarray(mask)
-    if known.dtype != jnp.bool_ or known.shape not in [
+def _known(xp: Any, mask: Any, samples: int, outputs: int) -> Any:
+    known = xp.asarray(mask)
+    if known.dtype != np.bool_ or known.shape not in [
         (samples, outputs),
         (samples,) * (outputs == 1),
     ]:

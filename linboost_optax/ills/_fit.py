@@ -8,17 +8,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from linboost_optax.ills._codes import IllsCode
-from linboost_optax.ills._data import check_scale, make_batch
+from linboost_optax.ills._data import (
+    check_distinct_units,
+    check_scale,
+    make_batch,
+)
 from linboost_optax.ills._loop import Patience, run_loop
 from linboost_optax.ills._model.matrices import read_matrices
 from linboost_optax.ills._model.network import Network
 from linboost_optax.ills._numerics.chunks import Batch
+from linboost_optax.ills._numerics.padding import padded_size
 from linboost_optax.ills._options import check_undivided, resolve
 from linboost_optax.ills._settings import Settings
 from linboost_optax.ills._stall import explain_stall
-from linboost_optax.ills._steps.iteration import IllsState
+from linboost_optax.ills._steps.iteration import IllsState, start_state
 from linboost_optax.ills._steps.restart import redraw_units
-from linboost_optax.ills._transformation import transformation
 
 
 class IllsResult(NamedTuple):
@@ -132,14 +136,17 @@ def fit_ills(
     _check_limits(max_iter, tol, patience, polish, restarts)
     settings = resolve(network, **options)
     check_undivided(settings)
-    fresh: Any = transformation(settings).init(params)
+    params = jax.tree.map(jnp.asarray, params)
+    matrices = read_matrices(network, jax.tree.map(np.asarray, params))
+    check_distinct_units(network, matrices)
+    dtype = matrices[0].dtype
+    fresh = _fresh_state(jax.tree.map(float, settings), params)
     begin = fresh if state is None else _going_on(state, fresh)
-    dtype = read_matrices(network, params)[0].dtype
     data = make_batch(network, inputs, targets, sample_weight, mask, dtype, None)
     check_scale(inputs, data)
     held_out = _held_out(network, validation, dtype)
+    data = data.padded()
     task = Task(Patience(1.0 - tol, patience), data, held_out)
-    params = jax.tree.map(jnp.asarray, params)
 
     result = _run(settings, task, params, begin, max_iter)
     for draw in range(restarts):
@@ -157,6 +164,12 @@ def fit_ills(
     return result
 
 
+@jax.jit
+def _fresh_state(settings: Settings, params: Any) -> IllsState:
+    dtype = read_matrices(settings.network, params)[0].dtype
+    return start_state(settings, params, dtype)
+
+
 def _run(
     settings: Settings, task: Task, params: Any, state: IllsState, max_iter: int
 ) -> IllsResult:
@@ -168,13 +181,13 @@ def _run(
         state,
         task.data,
         task.held_out,
-        max_iter=max_iter,
+        np.int32(max_iter),
+        slots=padded_size(max_iter),
     )
     ran = int(progress.iteration)
     code = IllsCode(int(progress.code))
     if code == IllsCode.STALLED:
-        matrices = read_matrices(settings.network, progress.params)
-        code = explain_stall(settings, matrices, progress.state, task.data)
+        code = explain_stall(settings, progress.params, progress.state, task.data)
     validated = task.held_out is not None
     return IllsResult(
         params=progress.best if validated else progress.params,
@@ -214,8 +227,7 @@ def _better(first: IllsResult, second: IllsResult) -> IllsResult:
 
 def _is_exact(result: IllsResult, data: Batch) -> bool:
     """Returns whether the error is below a thousandth of the targets' size."""
-    weights = jnp.broadcast_to(data.weights, data.targets.shape)
-    size = float(jnp.sum(weights * data.targets**2))
+    size = float(np.sum(np.asarray(data.weights) * np.asarray(data.targets) ** 2))
     return bool(result.objectives[-1] <= 1e-6 * size)
 
 
@@ -257,7 +269,8 @@ def _held_out(network: Network, validation: Any, dtype: Any) -> Batch | None:
             "Give e.g. `validation=(x, y, weights)`."
         )
     inputs, targets, sample_weight, mask = (*validation, None, None)[:4]
-    return make_batch(network, inputs, targets, sample_weight, mask, dtype, None)
+    data = make_batch(network, inputs, targets, sample_weight, mask, dtype, None)
+    return data.padded()
 
 
 def _check_limits(

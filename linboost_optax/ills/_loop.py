@@ -45,7 +45,7 @@ class Progress(NamedTuple):
       best_validation: this loss.
       waited: iterations without enough gain, int32.
       code: int32, ``IllsCode.MAX_ITER`` while running.
-      objectives: ``[max_iter]``, NaN from ``iteration`` on.
+      objectives: ``[slot]``, NaN from ``iteration`` on.
       validation: the same, or empty without validation data.
     """
 
@@ -60,7 +60,7 @@ class Progress(NamedTuple):
     validation: jax.Array
 
 
-@functools.partial(jax.jit, static_argnames="max_iter")
+@functools.partial(jax.jit, static_argnames="slots")
 def run_loop(
     settings: Settings,
     patience: Patience,
@@ -68,15 +68,19 @@ def run_loop(
     state: IllsState,
     data: Batch,
     held_out: Batch | None,
+    max_iter: Any,
     *,
-    max_iter: int,
+    slots: int,
 ) -> Progress:
-    """Runs up to ``max_iter`` iterations; numbers are arguments, to compile once."""
+    """Runs up to ``max_iter`` iterations; numbers are arguments, to compile once.
+
+    The curves have room for ``slots`` iterations, at least ``max_iter``.
+    """
 
     def running(progress: Progress) -> jax.Array:
         return (progress.iteration < max_iter) & (progress.code == IllsCode.MAX_ITER)
 
-    nothing = jnp.full((max_iter,), jnp.nan, data.inputs.dtype)
+    nothing = jnp.full((slots,), jnp.nan, data.inputs.dtype)
     start = Progress(
         iteration=jnp.int32(0),
         params=params,

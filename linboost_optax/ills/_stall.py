@@ -1,10 +1,13 @@
 """Why a run that stalled did: rounding, dead units or singular regressions."""
 
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from linboost_optax.ills._codes import IllsCode
-from linboost_optax.ills._model.matrices import Matrices, forward
+from linboost_optax.ills._model.matrices import Matrices, forward, read_matrices
 from linboost_optax.ills._numerics.chunks import Batch, sum_over_chunks
 from linboost_optax.ills._numerics.least_squares import weighted_gram
 from linboost_optax.ills._settings import Settings
@@ -15,10 +18,12 @@ _DEAD_SLOPE = 1e-4
 
 
 def explain_stall(
-    settings: Settings, matrices: Matrices, state: IllsState, batch: Batch
+    settings: Settings, params: Any, state: IllsState, batch: Batch
 ) -> IllsCode:
     """Returns the code of a run that ended by rejections in a row."""
-    slopes = _largest_slopes(settings, matrices, batch)
+    host = jax.tree.map(np.asarray, params)
+    matrices: Matrices = read_matrices(settings.network, host)
+    slopes = [np.asarray(s) for s in _largest_slopes(settings, matrices, batch)]
     if any(np.all(slope < _DEAD_SLOPE) for slope in slopes):
         return IllsCode.STALLED_DEAD_UNITS  # The gradient is 0, but for no good reason.
     if _is_at_rounding(settings, matrices, state, batch):
@@ -35,32 +40,39 @@ def _is_at_rounding(
 ) -> bool:
     """Returns whether the objective, or the gradient of it, is down to rounding."""
     epsilon = float(jnp.finfo(batch.targets.dtype).eps)
-    weights = jnp.broadcast_to(batch.weights, batch.targets.shape)
-    size = float(jnp.sum(weights * batch.targets**2))
+    size = float(np.sum(np.asarray(batch.weights) * np.asarray(batch.targets) ** 2))
     value = float(state.objective)
     if value <= (30 * epsilon) ** 2 * size or not settings.network.hidden:
         return True
     return settings.method.is_stationary(settings, matrices, value, batch)
 
 
+@jax.jit
 def _largest_slopes(
     settings: Settings, matrices: Matrices, batch: Batch
-) -> list[np.ndarray]:
+) -> list[jax.Array]:
     slopes = forward(settings.network, matrices, batch.inputs.T).slopes
-    counted = np.any(np.asarray(batch.weights) > 0, axis=1)
-    return [np.max(np.abs(np.asarray(s)[:, counted]), axis=1) for s in slopes]
+    counted = jnp.any(batch.weights > 0, axis=1)[None]
+    return [jnp.max(jnp.where(counted, jnp.abs(s), 0), axis=1) for s in slopes]
 
 
 def _has_dependent_inputs(settings: Settings, matrices: Matrices, batch: Batch) -> bool:
-    def chunk(part: Batch):
-        weights = jnp.mean(part.weights, axis=0, keepdims=True)
-        inputs = forward(settings.network, matrices, part.inputs).inputs
-        return [weighted_gram(x, weights)[0] for x in inputs[:-1]]
-
-    for gram in sum_over_chunks(chunk, batch, settings.chunk_size, None):
+    for gram in _input_grams(settings, matrices, batch):
         gram = np.asarray(gram, np.float64)
         scale = np.sqrt(np.where(np.diagonal(gram) > 0, np.diagonal(gram), 1))
         smallest = np.linalg.eigvalsh(gram / np.outer(scale, scale))[0]
         if smallest < 10 * len(gram) * np.finfo(np.float32).eps:
             return True
     return False
+
+
+@jax.jit
+def _input_grams(
+    settings: Settings, matrices: Matrices, batch: Batch
+) -> list[jax.Array]:
+    def chunk(part: Batch):
+        weights = jnp.mean(part.weights, axis=0, keepdims=True)
+        inputs = forward(settings.network, matrices, part.inputs).inputs
+        return [weighted_gram(x, weights)[0] for x in inputs[:-1]]
+
+    return sum_over_chunks(chunk, batch, settings.chunk_size, None)

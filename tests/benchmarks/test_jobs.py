@@ -216,6 +216,15 @@ def test_ills_memory_job(tmp_path):
     assert len(result["seconds"]) == 2
 
 
+def test_ills_search_job(tmp_path, capsys):
+    result = run("ills_search", tmp_path, task="diabetes")
+    assert result["fits"] == 7
+    padded, plain = result["rows"].values()
+    assert (padded["programs"], plain["programs"]) == ([1], [3])
+    assert min(padded["first"] + padded["again"] + plain["first"]) > 0
+    assert "| as they are " in capsys.readouterr().out
+
+
 def test_transfer_trains_every_version_at_the_same_rates(tmp_path, capsys):
     result = run("transfer", tmp_path, "--optimizers", "adam", task="inputs")
     assert result["rates"] == [0.0001, 0.01, 1]

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from linboost_optax.ills._model.network import DenseLayer, Network
 
@@ -66,15 +67,18 @@ def read_matrices(network: Network, params: Any) -> Matrices:
                     f"`params` must hold `{name}`, got {sorted(leaves)}. Pass the "
                     "parameters that the network was described from."
                 )
-            parts.append(jnp.asarray(leaves[name]))
+            leaf = leaves[name]
+            parts.append(leaf if isinstance(leaf, np.ndarray) else jnp.asarray(leaf))
         expected = (layer.features_in, layer.features_out)
         if parts[0].shape != expected:
             raise ValueError(
                 f"`{layer.kernel}` must have shape {expected}, got {parts[0].shape}. "
                 "Describe the network anew."
             )
+        # Weights at hand stay at hand: with JAX every step is compiled by its shapes.
+        xp = np if all(isinstance(part, np.ndarray) for part in parts) else jnp
         matrices.append(
-            jnp.concatenate([part.reshape(-1, expected[1]) for part in parts])
+            xp.concatenate([part.reshape(-1, expected[1]) for part in parts])
         )
     _check_dtype(network, matrices)
     return matrices

@@ -11,6 +11,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from linboost_optax.ills._numerics.padding import pad_rows, padded_size
 
 
 class Batch(NamedTuple):
@@ -34,8 +37,19 @@ class Batch(NamedTuple):
     @property
     def shares(self) -> jax.Array:
         """What each sample counts, ``[sample]``: its mean weight, with sum 1."""
-        mean = jnp.mean(self.weights, axis=1)
-        return mean / jnp.sum(mean)
+        mean = self.weights.mean(axis=1)
+        return mean / mean.sum()
+
+    def padded(self) -> "Batch":
+        """Returns the same on the device, rows of weight 0 after it where they help.
+
+        Compiled code is for one number of rows: that of one fit serves the next one.
+        Arrays that are spread over devices stay as they are.
+        """
+        if not all(isinstance(array, np.ndarray) for array in self):
+            return self
+        rows = padded_size(len(self.inputs))
+        return Batch(*(jnp.asarray(pad_rows(np.asarray(a), rows)) for a in self))
 
 
 def sum_over_chunks(

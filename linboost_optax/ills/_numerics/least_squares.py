@@ -25,9 +25,9 @@ def weighted_gram(a: jax.Array, weights: jax.Array) -> jax.Array:
         return ((a * weights) @ a.T)[None]
     # All products of two features against all weights: one matrix product, of which
     # the symmetric half is enough.
-    products = [a[i : i + 1] * a[i:] for i in range(width)]
-    half = jnp.concatenate(products) @ weights.T
     row, column = np.triu_indices(width)
+    first, second = (jnp.take(a, at, axis=0, mode="clip") for at in (row, column))
+    half = (first * second) @ weights.T
     position = np.zeros((width, width), np.int32)
     position[row, column] = position[column, row] = np.arange(len(row))
     return jnp.moveaxis(half[position], -1, 0)

@@ -94,11 +94,16 @@ def iterate(
         robust = Robust(scale, state.settled)
         before = objective(settings, matrices, robust, batch)
         working = working_batch(settings, matrices, robust, batch)
+        # Weights as they will be once the update is added, rounding included: what
+        # the hidden layers make of the data is then computed once for both uses.
         hidden = _propose(settings, matrices, state, working)
-        last = refit_output(settings, [*hidden, matrices[-1]], state.damping, working)
-        # Weights as they will be once the update is added, rounding included.
-        steps = [v - w for v, w in zip([*hidden, last], matrices, strict=True)]
-        candidate = [w + step for w, step in zip(matrices, steps, strict=True)]
+        steps = [v - w for v, w in zip(hidden, matrices, strict=False)]
+        candidate = [w + step for w, step in zip(matrices, steps, strict=False)]
+        last = refit_output(
+            settings, [*candidate, matrices[-1]], state.damping, working
+        )
+        steps.append(last - matrices[-1])
+        candidate.append(matrices[-1] + steps[-1])
         after = objective(settings, candidate, robust, batch)
     accepted = after < before
     previous = write_matrices(settings.network, params, steps)

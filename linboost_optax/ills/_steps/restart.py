@@ -1,5 +1,6 @@
 """Draw the least useful hidden units anew: a way out of dead units and local minima."""
 
+import functools
 from typing import Any
 
 import jax
@@ -17,6 +18,7 @@ from linboost_optax.ills._numerics.chunks import Batch
 _SHARE = 0.2
 
 
+@functools.partial(jax.jit, static_argnums=1)
 def redraw_units(key: jax.Array, network: Network, params: Any, batch: Batch) -> Any:
     """Replaces a fifth of each hidden layer, at least one unit, by random units.
 

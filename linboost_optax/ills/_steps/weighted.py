@@ -9,6 +9,7 @@ nothing is divided by :math:`c`.
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -92,12 +93,12 @@ class Weighted:
         self, settings: Settings, matrices: Matrices, objective: float, batch: Batch
     ) -> bool:
         """Returns whether no coordinate alone could lower the objective."""
-        equations = normal_equations(settings, self.importance, matrices, batch)
+        equations = _normal_equations(settings, matrices, batch, self.importance)
         # Cauchy-Schwarz on every diagonal entry: what one coordinate alone could gain.
         gain = 0.0
         for w, (gram, rhs, _) in zip(matrices, equations, strict=False):
             diagonal = np.diagonal(np.asarray(gram), axis1=1, axis2=2).T
-            pull = np.asarray(rhs - settings.hidden_penalty * w)
+            pull = np.asarray(rhs) - settings.hidden_penalty * np.asarray(w)
             pull_gain = pull**2 / np.where(diagonal > 0, diagonal, 1)
             gain = max(gain, float(np.max(pull_gain)))
         epsilon = float(jnp.finfo(batch.targets.dtype).eps)
@@ -154,6 +155,13 @@ def normal_equations(
         ]
 
     return sum_over_chunks(chunk, working, settings.chunk_size, settings.axis_name)
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _normal_equations(
+    settings: Settings, matrices: Matrices, batch: Batch, importance: Importance
+) -> list[tuple[jax.Array, jax.Array, jax.Array]]:
+    return normal_equations(settings, importance, matrices, batch)
 
 
 def directions(
