@@ -11,7 +11,7 @@ from linboost_optax.ills._model.matrices import Matrices, forward, read_matrices
 from linboost_optax.ills._numerics.chunks import Batch, sum_over_chunks
 from linboost_optax.ills._numerics.least_squares import weighted_gram
 from linboost_optax.ills._settings import Settings
-from linboost_optax.ills._steps.iteration import IllsState
+from linboost_optax.ills._steps.iteration import IllsState, at_ridges_of
 
 # A unit whose slope is below this on every sample is dead.
 _DEAD_SLOPE = 1e-4
@@ -21,6 +21,7 @@ def explain_stall(
     settings: Settings, params: Any, state: IllsState, batch: Batch
 ) -> IllsCode:
     """Returns the code of a run that ended by rejections in a row."""
+    settings = jax.tree.map(np.asarray, at_ridges_of(settings, state))
     host = jax.tree.map(np.asarray, params)
     matrices: Matrices = read_matrices(settings.network, host)
     slopes = [np.asarray(s) for s in _largest_slopes(settings, matrices, batch)]

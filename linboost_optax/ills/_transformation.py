@@ -31,9 +31,11 @@ def ills(*args: Any, **options: Any) -> optax.GradientTransformationExtraArgs:  
     3. refit the last layer exactly; accept if :math:`F` falls.
 
     The first iteration is step 3 alone. :math:`\rho` starts larger than
-    ``output_ridge`` (by 1e4, but not above 1e-2) and falls to it, slowly while steps
-    lower :math:`F` by 5 % or more, then by half an iteration; the published method
-    keeps it fixed.
+    ``output_ridge`` (by 1e4, but not above 1e-2) and falls to it, by 7 % an iteration
+    while steps lower :math:`F` by 5 % or more, else by 30 %; the published method
+    keeps it fixed. :math:`\rho_h` falls with it: it is ``hidden_ridge`` plus
+    :math:`100 \, \delta^2`, where :math:`\delta` is what :math:`\rho` has above its
+    final value. Smooth functions are learnt first, which is what early stopping needs.
 
     ``method="published"`` instead inverts the activations (see References). With an
     output activation :math:`g` it measures its loss on
@@ -65,7 +67,7 @@ def ills(*args: Any, **options: Any) -> optax.GradientTransformationExtraArgs:  
         1e-5.
       output_ridge: final :math:`\rho` >= 0; default 1e-6; 0 leaves the last layer
         free from the start.
-      hidden_ridge: :math:`\rho_h` >= 0; default 0.
+      hidden_ridge: final :math:`\rho_h` >= 0; default 0.
       loss: ``"squared"`` (default), ``"huber"`` or ``"tukey"``, for outliers.
         Tukey's starts as the Huber loss that lies just above it, until a step
         gains less than 5 %.
