@@ -27,7 +27,9 @@ def main(argv: Sequence[str]) -> None:
     else:
         job = JOBS[args.job]
         chosen = options(job, args)
-        refuse(chosen)
+        # Where a job brings trainers of its own, a name is not that of an optimizer.
+        if all(name in OPTIMIZERS for name in job.all_optimizers):
+            refuse(chosen)
         run(job, chosen)
 
 

@@ -146,6 +146,13 @@ def test_an_optimizer_that_a_task_serves_runs(options):
     driver.refuse(replace(options, tasks=("diabetes",), optimizers=("adam", "ills")))
 
 
+def test_a_job_with_trainers_of_its_own_refuses_none_of_them(monkeypatch):
+    ran = []
+    monkeypatch.setattr(driver, "run", lambda job, options: ran.append(options))
+    driver.main(["ills", "--tasks", "diabetes"])
+    assert "lbfgs" in ran[0].optimizers
+
+
 def test_a_text_is_handed_to_the_jobs_that_read_one():
     _, chosen = parse("whiten", "--tasks", "shakespeare", "--text", "input.txt")
     assert chosen.text == "input.txt"
