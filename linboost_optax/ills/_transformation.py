@@ -31,10 +31,10 @@ def ills(*args: Any, **options: Any) -> optax.GradientTransformationExtraArgs:  
     3. refit the last layer exactly; accept if :math:`F` falls.
 
     The first iteration is step 3 alone. :math:`\rho` starts larger than
-    ``output_ridge`` (by 1e4, but not above 1e-2) and falls to it, by 7 % an iteration
+    ``output_ridge`` (by 1e5, but not above 0.1) and falls to it, by 7 % an iteration
     while steps lower :math:`F` by 5 % or more, else by 30 %; the published method
     keeps it fixed. :math:`\rho_h` falls with it: it is ``hidden_ridge`` plus
-    :math:`100 \, \delta^2`, where :math:`\delta` is what :math:`\rho` has above its
+    :math:`\delta^{3/2}`, where :math:`\delta` is what :math:`\rho` has above its
     final value. Smooth functions are learnt first, which is what early stopping needs.
 
     ``method="published"`` instead inverts the activations (see References). With an

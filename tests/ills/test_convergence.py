@@ -11,6 +11,7 @@ import optax
 import pytest
 
 from linboost_optax import ills
+from linboost_optax.ills._steps import iteration
 from tests.ills.problems import (
     ROUNDING,
     never_rises,
@@ -58,6 +59,12 @@ def test_objective_never_rises(case, kind, input_scale, target_scale, seed):
     assert bool(jnp.isfinite(state.damping))
 
 
+def hidden_ridge(state, options):
+    """As documented: the final one, and a power of what the other has above its own."""
+    excess = float(state.output_ridge) - 1e-6
+    return dict(options).get("hidden_ridge", 0) + max(excess, 0) ** 1.5
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -82,7 +89,7 @@ def test_objective_never_rises_with_other_options(options):
         residual = ills.predict(ills.network(params), params, x) - y
         want = jnp.mean(residual**2)
         want += before.output_ridge * jnp.sum(params[1][0] ** 2)
-        want += dict(options).get("hidden_ridge", 0) * jnp.sum(params[0][0] ** 2)
+        want += hidden_ridge(before, options) * jnp.sum(params[0][0] ** 2)
         np.testing.assert_allclose(state.objective, want, rtol=1e-3)
 
 
@@ -211,9 +218,10 @@ def test_tukey_takes_over_from_huber_once():
 @pytest.mark.parametrize(
     ("options", "hidden", "start"),
     [
-        ((), (5,), 1e-2),
-        ((("output_ridge", 1e-8),), (5,), 1e-4),
-        ((("output_ridge", 0.05),), (5,), 0.05),
+        ((), (5,), 1e-1),
+        ((("output_ridge", 1e-8),), (5,), 1e-3),
+        ((("output_ridge", 0.05),), (5,), 1e-1),
+        ((("output_ridge", 0.5),), (5,), 0.5),
         ((("output_ridge", 0.0),), (5,), 0.0),
         ((("output_ridge", 1e-4), *PUBLISHED), (5,), 1e-4),
         ((("output_ridge", 1e-4),), (), 1e-4),
@@ -236,12 +244,77 @@ def test_output_ridge_falls_to_the_argument():
         params = optax.apply_updates(params, updates)
         ridges.append(float(state.output_ridge))
     used = np.maximum(ridges, 1e-6)  # Never below the argument.
-    assert used[0] < 1e-2
+    assert used[0] < 1e-1
     assert np.all(np.diff(used) <= 0)
     assert used[-1] == 1e-6
     residual = jnp.mean((ills.predict(ills.network(params), params, x) - y) ** 2)
     penalty = 1e-6 * jnp.sum(params[1][0] ** 2)
     np.testing.assert_allclose(state.objective, residual + penalty, rtol=1e-3)
+
+
+@pytest.mark.parametrize("final", [0.0, 1e-3])
+def test_hidden_ridge_falls_with_the_other(final):
+    """And is part of the objective from the first iteration on."""
+    with jax.enable_x64(True):
+        x, y = problem(0, 40, 3, 1, jnp.float64)
+        options = {"hidden_ridge": final, "output_ridge": 1e-4}
+        params = ills.init_mlp(jax.random.key(1), (3, 5, 1), jnp.float64)
+        net = ills.network(params)
+        tx = ills.ills(net, **options)
+        update = jax.jit(functools.partial(tx.update, None, inputs=x, targets=y))
+        state, output = tx.init(params), []
+        for _ in range(60):
+            before = float(state.output_ridge)
+            updates, state = update(state, params)
+            params = optax.apply_updates(params, updates)
+            excess = max(before - 1e-4, 0.0)
+            output.append(1e-4 + excess)
+            want = jnp.mean((ills.predict(net, params, x) - y) ** 2)
+            want += output[-1] * jnp.sum(params[1][0] ** 2)
+            want += (final + excess**1.5) * jnp.sum(params[0][0] ** 2)
+            np.testing.assert_allclose(state.objective, want, rtol=1e-9)
+        assert output[0] == 1e-1
+        assert output[-1] == 1e-4
+
+
+def test_without_a_path_hidden_layers_are_free_from_the_start():
+    x, y = problem(0, 40, 3, 1)
+    params = ills.init_mlp(jax.random.key(1), (3, 5, 1))
+    net = ills.network(params)
+    for options in ({"output_ridge": 0.0}, {"method": "published"}):
+        tx = ills.ills(net, **options)
+        updates, state = tx.update(None, tx.init(params), params, inputs=x, targets=y)
+        new = optax.apply_updates(params, updates)
+        ridge = options.get("output_ridge", 1e-6)
+        want = jnp.mean((ills.predict(net, new, x) - y) ** 2)
+        want += ridge * jnp.sum(new[1][0] ** 2)
+        np.testing.assert_allclose(state.objective, want, rtol=1e-4)
+
+
+def test_smooth_functions_come_first(monkeypatch):
+    """With noise, early stopping finds better weights than without the path."""
+
+    def error(seed):
+        x, y = tanh_teacher(seed, n=900)
+        noise = jax.random.normal(jax.random.key(seed), y.shape)
+        params = ills.init_mlp(jax.random.key(seed), (5, 20, 1))
+        net = ills.network(params)
+        best = ills.fit_ills(
+            net,
+            params,
+            x[:400],
+            (y + 0.5 * noise)[:400],
+            validation=(x[400:500], y[400:500]),
+            max_iter=100,
+        ).params
+        return float(jnp.mean((ills.predict(net, best, x[500:]) - y[500:]) ** 2))
+
+    with_path = [error(seed) for seed in range(5)]
+    monkeypatch.setattr(iteration, "_HIDDEN_POWER", np.inf)
+    jax.clear_caches()
+    without = [error(seed) for seed in range(5)]
+    jax.clear_caches()
+    assert np.median(with_path) < 0.8 * np.median(without)
 
 
 def test_steep_target_is_fitted_with_the_defaults():

@@ -27,10 +27,9 @@ _MAX_DAMPING = 1e12
 # the ridges fall slowly; after that fast, and Tukey's loss takes over from Huber's.
 _GAIN = 0.05
 _SLOW, _FAST = 0.93, 0.7
-# The excess of the ridge on the last layer over its final value at which hidden layers
-# have the same. Theirs is quadratic in it: felt early on, gone before clean data are
-# fitted to the end.
-_SAME_RIDGE = 1e-2
+# Hidden layers have this power of what the ridge on the last one is above its final
+# value: felt early on, gone before clean data are fitted to the end.
+_HIDDEN_POWER = 1.5
 
 
 class IllsState(NamedTuple):
@@ -87,7 +86,7 @@ def at_ridges_of(settings: Settings, state: IllsState) -> Settings:
     final, dtype = settings.output_ridge, state.output_ridge.dtype
     output = jnp.maximum(state.output_ridge, final).astype(dtype)
     excess = output - final
-    hidden = settings.hidden_penalty + excess**2 / _SAME_RIDGE
+    hidden = settings.hidden_penalty + excess**_HIDDEN_POWER
     return dataclasses.replace(
         settings, output_ridge=output, hidden_ridge=jnp.asarray(hidden, dtype)
     )

@@ -35,7 +35,7 @@ from linboost_optax.ills._steps.subspace import best_steps
 
 # The ridge on the last layer starts at most this far above its final value, and never
 # above the second number: it keeps the units from cancelling each other early on.
-_RIDGE_SHARE, _MAX_START_RIDGE = 1e4, 1e-2
+_RIDGE_SHARE, _MAX_START_RIDGE = 1e5, 1e-1
 
 
 @dataclasses.dataclass(frozen=True)
