@@ -155,7 +155,12 @@ def fit_ills(
         key = jax.random.fold_in(jax.random.key(seed), draw)
         start = redraw_units(key, network, result.params, data)
         # A robust objective is comparable at one scale of one loss only.
-        again = fresh._replace(scale=result.state.scale, settled=result.state.settled)
+        # And what was learnt must not be smoothed away again.
+        again = fresh._replace(
+            scale=result.state.scale,
+            settled=result.state.settled,
+            output_ridge=result.state.output_ridge,
+        )
         result = _better(result, _run(settings, task, start, again, max_iter))
     if polish and result.code not in (IllsCode.NOT_FINITE, IllsCode.EARLY_STOPPED):
         polished = _polished(settings, task, result, polish)

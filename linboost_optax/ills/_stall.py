@@ -21,7 +21,7 @@ def explain_stall(
     settings: Settings, params: Any, state: IllsState, batch: Batch
 ) -> IllsCode:
     """Returns the code of a run that ended by rejections in a row."""
-    settings = jax.tree.map(np.asarray, at_ridges_of(settings, state))
+    settings = jax.tree.map(np.asarray, at_ridges_of(settings, state, batch))
     host = jax.tree.map(np.asarray, params)
     matrices: Matrices = read_matrices(settings.network, host)
     slopes = [np.asarray(s) for s in _largest_slopes(settings, matrices, batch)]

@@ -33,9 +33,11 @@ def ills(*args: Any, **options: Any) -> optax.GradientTransformationExtraArgs:  
     The first iteration is step 3 alone. :math:`\rho` starts larger than
     ``output_ridge`` (by 1e5, but not above 0.1) and falls to it, by 7 % an iteration
     while steps lower :math:`F` by 5 % or more, else by 30 %; the published method
-    keeps it fixed. :math:`\rho_h` falls with it: it is ``hidden_ridge`` plus
-    :math:`\delta^{3/2}`, where :math:`\delta` is what :math:`\rho` has above its
-    final value. Smooth functions are learnt first, which is what early stopping needs.
+    keeps it fixed. :math:`\rho_h`, where none is given, falls with it: it is
+    :math:`v \delta^{3/2}`, where :math:`\delta` is what :math:`\rho` has above its
+    final value, and :math:`v` the targets' variance or the squared scale of a robust
+    loss, if less. Smooth functions are learnt first: early stopping needs that. A
+    ``hidden_ridge`` of your own stays, and :math:`\rho` starts at 0.01 at most.
 
     ``method="published"`` instead inverts the activations (see References). With an
     output activation :math:`g` it measures its loss on
@@ -67,7 +69,7 @@ def ills(*args: Any, **options: Any) -> optax.GradientTransformationExtraArgs:  
         1e-5.
       output_ridge: final :math:`\rho` >= 0; default 1e-6; 0 leaves the last layer
         free from the start.
-      hidden_ridge: final :math:`\rho_h` >= 0; default 0.
+      hidden_ridge: :math:`\rho_h` >= 0; default 0, which is its final value.
       loss: ``"squared"`` (default), ``"huber"`` or ``"tukey"``, for outliers.
         Tukey's starts as the Huber loss that lies just above it, until a step
         gains less than 5 %.

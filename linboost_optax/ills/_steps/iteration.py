@@ -30,6 +30,9 @@ _SLOW, _FAST = 0.93, 0.7
 # Hidden layers have this power of what the ridge on the last one is above its final
 # value: felt early on, gone before clean data are fitted to the end.
 _HIDDEN_POWER = 1.5
+# Beside a ridge on the hidden layers that stays, a strong one on the last layer ends in
+# poor local minima: there the path starts at this, and is the last layer's alone.
+_MAX_START_BESIDE = 1e-2
 
 
 class IllsState(NamedTuple):
@@ -64,6 +67,10 @@ def start_state(settings: Settings, params: Any, dtype: Any) -> IllsState:
     ridge = settings.output_ridge
     if settings.network.hidden:
         ridge = settings.method.start_ridge(ridge)
+        if settings.hidden_ridge is not None:
+            ridge = jnp.maximum(
+                jnp.minimum(ridge, _MAX_START_BESIDE), settings.output_ridge
+            )
     return IllsState(
         count=jnp.zeros((), jnp.int32),
         damping=jnp.asarray(settings.damping, dtype),
@@ -77,7 +84,7 @@ def start_state(settings: Settings, params: Any, dtype: Any) -> IllsState:
     )
 
 
-def at_ridges_of(settings: Settings, state: IllsState) -> Settings:
+def at_ridges_of(settings: Settings, state: IllsState, batch: Batch) -> Settings:
     """Returns the settings with the ridges that the next iteration has.
 
     They only fall, and the objective with them: as with the scale, no rise comes of it.
@@ -85,11 +92,29 @@ def at_ridges_of(settings: Settings, state: IllsState) -> Settings:
     """
     final, dtype = settings.output_ridge, state.output_ridge.dtype
     output = jnp.maximum(state.output_ridge, final).astype(dtype)
+    if settings.hidden_ridge is not None:
+        return dataclasses.replace(settings, output_ridge=output)
     excess = output - final
-    hidden = settings.hidden_penalty + excess**_HIDDEN_POWER
+    # The last layer's ridge has no unit, that of the hidden ones has the objective's:
+    # the targets' variance or, where outliers must have no say, the squared scale.
+    size = jnp.minimum(_variance(batch, settings.axis_name), state.scale**2)
+    hidden = size * excess**_HIDDEN_POWER
     return dataclasses.replace(
         settings, output_ridge=output, hidden_ridge=jnp.asarray(hidden, dtype)
     )
+
+
+def _variance(batch: Batch, axis_name: Any) -> jax.Array:
+    """Returns the weighted mean over outputs of the targets' variance."""
+
+    def total(values: jax.Array) -> jax.Array:
+        local = jnp.sum(values, axis=0)
+        return local if axis_name is None else jax.lax.psum(local, axis_name)
+
+    weights = jnp.broadcast_to(batch.weights, batch.targets.shape)
+    share = total(weights)
+    mean = total(weights * batch.targets) / jnp.where(share > 0, share, 1)
+    return jnp.sum(total(weights * (batch.targets - mean[None]) ** 2))
 
 
 def iterate(
@@ -98,7 +123,7 @@ def iterate(
     """Returns the change of every layer and the state after one iteration."""
     targets = settings.method.targets(settings.network, batch.targets)
     batch = batch._replace(targets=targets)
-    settings = at_ridges_of(settings, state)
+    settings = at_ridges_of(settings, state, batch)
     state = state._replace(output_ridge=settings.output_ridge)
     # Accumulating Gram matrices in reduced precision would cost the small directions.
     with jax.default_matmul_precision("highest"):
