@@ -20,10 +20,10 @@ LOSSES = {"train_loss": "training loss", "test_loss": "test loss"}
 
 
 class Verdict(NamedTuple):
-    """The verdict on one trial.
+    """The verdict on a trial.
 
     Attributes:
-      winner: who is recommended: a competitor's name, the baseline's to change nothing,
+      winner: who is recommended: a name; the baseline to change nothing;
         None if there was no race.
       worth: whether that is one of this package's.
       headline: one sentence.

@@ -13,7 +13,7 @@ from linboost_optax._trial.tables import aligned
 from linboost_optax._trial.tabular import words
 from linboost_optax._trial.tabular.compare import Record
 from linboost_optax._trial.tabular.estimators import ILLS
-from linboost_optax._trial.tabular.words import Judgement
+from linboost_optax._trial.verdict import Verdict
 
 HEADER = ("regressor", "test error", "deviation", "lower than ILLS", "seconds", "code")
 READING = (
@@ -37,7 +37,7 @@ class Sheet:
     record: Record
 
     @property
-    def verdict(self) -> Judgement:
+    def verdict(self) -> Verdict:
         """Who is recommended, and why."""
         return words.judge(self.record)
 

@@ -11,6 +11,7 @@ import numpy as np
 from linboost_optax._trial.phrases import counted
 from linboost_optax._trial.tabular.compare import Record
 from linboost_optax._trial.tabular.estimators import ILLS, MEAN, RIDGE
+from linboost_optax._trial.verdict import Verdict
 
 _SURE = 2.0  # standard errors from which a difference is one
 
@@ -36,18 +37,6 @@ class Difference(NamedTuple):
         return -1 if self.mean < 0 else 1
 
 
-class Judgement(NamedTuple):
-    """The verdict: who is recommended, one sentence, and more of them."""
-
-    winner: str | None
-    worth: bool
-    headline: str
-    reasons: tuple[str, ...]
-
-    def __str__(self) -> str:
-        return "\n".join([self.headline, *(f"- {each}" for each in self.reasons)])
-
-
 def difference(record: Record, name: str, than: str) -> Difference:
     """Compares two on the same splits, two or more (Nadeau and Bengio 2003).
 
@@ -62,19 +51,19 @@ def difference(record: Record, name: str, than: str) -> Difference:
     return Difference(float(values.mean()), error, int((values < 0).sum()))
 
 
-def judge(record: Record) -> Judgement:
+def judge(record: Record) -> Verdict:
     """The simplest of those that nobody is surely better than."""
     names = competing(record)
     if not names or len(record["splits"]) < 2:
         headline = "No verdict: two splits are needed to tell differences from chance."
-        return Judgement(None, False, headline, tuple(_notes(record)))
+        return Verdict(None, False, headline, tuple(_notes(record)))
     lowest = min(names, key=lambda name: mean(record, name))
     equal = [each for each in names if difference(record, each, lowest).sign < 1]
     winner = equal[0]
     worth = winner == ILLS
     reasons = [_of(record, name) for name in names]
     reasons += _notes(record)
-    return Judgement(winner, worth, _headline(record, winner, lowest), tuple(reasons))
+    return Verdict(winner, worth, _headline(record, winner, lowest), tuple(reasons))
 
 
 def competing(record: Record) -> list[str]:
