@@ -90,9 +90,11 @@ def facts(record: Record) -> str:
     """How long it took, on what, with which versions."""
     versions = ", ".join(f"{name} {of}" for name, of in record["versions"].items())
     minutes = f"{record['elapsed_seconds'] / 60:.1f} of {record['minutes']:g} minutes"
-    seeds = counted(len(record["seeds"]), "seed")
-    short = " and ".join(str(each) for each in record["rung_steps"])
-    return (
-        f"{minutes}; a race of {record['steps']} steps on {seeds}, rates found in runs "
-        f"of {short} steps; {record['device']}, {record['cores']} cores; {versions}."
-    )
+    done = "no race"
+    if record["seeds"]:
+        seeds = counted(len(record["seeds"]), "seed")
+        short = " and ".join(str(each) for each in record["rung_steps"])
+        done = f"a race of {record['steps']} steps on {seeds}, rates found in runs of "
+        done += f"{short} steps"
+    where = f"{record['device']}, {record['cores']} cores"
+    return f"{minutes}; {done}; {where}; {versions}."

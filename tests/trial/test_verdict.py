@@ -168,6 +168,7 @@ def test_no_race_no_verdict():
     assert found.change == "nothing"
     assert "No verdict" in str(found)
     assert "No verdict" in found.html()
+    assert "of 10 minutes; no race; cpu" in str(found)
 
 
 @pytest.mark.parametrize(
