@@ -67,10 +67,10 @@ def start_state(settings: Settings, params: Any, dtype: Any) -> IllsState:
     ridge = settings.output_ridge
     if settings.network.hidden:
         ridge = settings.method.start_ridge(ridge)
-        if settings.hidden_ridge is not None:
-            ridge = jnp.maximum(
-                jnp.minimum(ridge, _MAX_START_BESIDE), settings.output_ridge
-            )
+        beside = jnp.maximum(
+            jnp.minimum(ridge, _MAX_START_BESIDE), settings.output_ridge
+        )
+        ridge = jnp.where(settings.hidden_penalty > 0, beside, ridge)
     return IllsState(
         count=jnp.zeros((), jnp.int32),
         damping=jnp.asarray(settings.damping, dtype),
@@ -92,13 +92,14 @@ def at_ridges_of(settings: Settings, state: IllsState, batch: Batch) -> Settings
     """
     final, dtype = settings.output_ridge, state.output_ridge.dtype
     output = jnp.maximum(state.output_ridge, final).astype(dtype)
-    if settings.hidden_ridge is not None:
-        return dataclasses.replace(settings, output_ridge=output)
     excess = output - final
     # The last layer's ridge has no unit, that of the hidden ones has the objective's:
     # the targets' variance or, where outliers must have no say, the squared scale.
     size = jnp.minimum(_variance(batch, settings.axis_name), state.scale**2)
-    hidden = size * excess**_HIDDEN_POWER
+    path = size * excess**_HIDDEN_POWER
+    # A number may be traced: whether the user gave a ridge is known when it runs.
+    given = settings.hidden_penalty
+    hidden = jnp.where(given > 0, given, path)
     return dataclasses.replace(
         settings, output_ridge=output, hidden_ridge=jnp.asarray(hidden, dtype)
     )
