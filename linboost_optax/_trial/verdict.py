@@ -66,10 +66,16 @@ def _winner(record: Record, field: Field) -> str:
     if _is_fast(record, field) or _is_low(record, field):
         assert field.ours is not None
         return field.ours
-    fastest = field.fastest
-    if fastest is not None and better(figures(record, fastest)):
-        return fastest
-    return field.baseline
+    ahead = [
+        name
+        for name in (field.fastest, field.lowest)
+        if name is not None and better(figures(record, name))
+    ]
+    if not ahead:
+        return field.baseline
+    # Of two that are faster than the user's the one that surely ends lower.
+    first, last = (figures(record, name).best for name in (ahead[0], ahead[-1]))
+    return ahead[-1] if last.high < first.low else ahead[0]
 
 
 def _is_fast(record: Record, field: Field) -> bool:

@@ -78,9 +78,21 @@ def test_another_rate_of_what_one_has_does_as_well():
     assert "polar comes to that loss on 0 of 3 seeds." in found.reasons[-1]
 
 
+def test_of_two_that_are_faster_the_one_that_ends_lower_is_recommended():
+    tuned = entry("yours, other rate", 1e-2, three([8.0, 2, 1.9, 1.8, 1.7], 0.5))
+    muon = entry("Muon", 0.02, three([8.0, 3, 2, 1, 0.1], 0.9))
+    mine = polar(three([8.0, 3, 2, 1, 0.5], 0.9))
+    entries = {"own": OWN, "own_tuned": tuned, "muon": muon, "polar": mine}
+    found = verdict(record(entries))
+    assert found.headline == (
+        "Not worth it here, because Muon at 0.02 does as well without it: 0.45x of the "
+        "time to your loss."
+    )
+
+
 def test_whoever_ends_lower_than_who_is_recommended_is_named():
     tuned = entry("yours, other rate", 1e-2, three([8.0, 2, 1.9, 1.8, 1.7], 0.5))
-    muon = entry("Muon", 0.02, three([8.0, 5, 3, 2, 0.1]))
+    muon = entry("Muon", 0.02, three([8.0, 5, 3, 2, 0.1], 1.3))
     mine = polar(three([8.0, 3, 2, 1, 0.5], 0.9))
     entries = {"own": OWN, "own_tuned": tuned, "muon": muon, "polar": mine}
     found = verdict(record(entries))
