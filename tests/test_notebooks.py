@@ -53,6 +53,7 @@ def test_there_are_notebooks():
         "ills_diagnostics.ipynb",
         "quickstart.ipynb",
         "transformer.ipynb",
+        "trial.ipynb",
         "whitening_seen.ipynb",
     ]
 
