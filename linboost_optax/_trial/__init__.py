@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from linboost_optax import _checks
 from linboost_optax._trial.outcome import Trial
+from linboost_optax._trial.plan import FEWEST
 from linboost_optax._trial.run import trial_of
 from linboost_optax._trial.stages import TrialError
 from linboost_optax._trial.task import (
@@ -55,7 +56,7 @@ def trial(
       schedule: ``schedule(step, steps)``, the share of the rate at a step, for all of
         them; default None is a warm-up over 5 % of the steps, then a cosine to zero.
       minutes: the budget; default 10.
-      steps: of a race; default None: as many as fit.
+      steps: of a race, 40 or more; default None: as many as fit.
       seeds: of a race, as many as fit up to this; default 3.
       name: for headings and files.
       progress: whether to show a bar; default True. It needs tqdm.
@@ -92,7 +93,7 @@ def trial(
       Jamieson and Talwalkar (2016), arXiv:1502.07943: successive halving.
     """
     _checks.positive("minutes", minutes)
-    _checks.optional_whole("steps", steps, 40)
+    _checks.optional_whole("steps", steps, FEWEST)
     _checks.whole("seeds", seeds, 1)
     task = Task(name, model, loss, batches, optimizer, schedule)
     return trial_of(task, minutes, steps, seeds, progress)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from linboost_optax._trial import Trial, TrialError, task
 from linboost_optax._trial.extras import require
-from linboost_optax._trial.plan import BudgetError
+from linboost_optax._trial.plan import FEWEST, BudgetError
 from linboost_optax._trial.run import trial_of
 from linboost_optax._trial.tabular import data
 from linboost_optax._trial.tabular.compare import compare
@@ -75,7 +75,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--minutes", type=_positive, default=10.0, help="the budget (default 10)"
     )
-    made.add_argument("--steps", type=_whole, help="of a race (default: what fits)")
+    made.add_argument("--steps", type=_steps, help="of a race (default: what fits)")
     made.add_argument(
         "--seeds", type=_whole, default=3, help="of a race, at most (default 3)"
     )
@@ -92,8 +92,12 @@ def _positive(text: str) -> float:
     return value
 
 
-def _whole(text: str) -> int:
+def _whole(text: str, low: int = 1) -> int:
     value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be >= 1, got {text}")
+    if value < low:
+        raise argparse.ArgumentTypeError(f"must be >= {low}, got {text}")
     return value
+
+
+def _steps(text: str) -> int:
+    return _whole(text, FEWEST)

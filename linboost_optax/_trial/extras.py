@@ -15,6 +15,6 @@ def require(*modules: str) -> None:
     if missing:
         raise ModuleNotFoundError(
             f"a trial needs {' and '.join(missing)}, which the extra `trial` has: "
-            "`pip install 'linboost_optax[trial]'`. In a script `progress=False` needs "
+            "`pip install -e '.[trial]'`. In a script `progress=False` needs "
             "no tqdm, and what it returns prints without matplotlib."
         )

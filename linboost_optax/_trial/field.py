@@ -42,9 +42,10 @@ def of(record: Record, raced: Sequence[str]) -> Field:
     others = [name for name in raced if name not in OURS]
     lowest = min(others, key=lambda name: figures(record, name).best.middle)
     mine = [name for name in raced if name in OURS]
+    rivals = [name for name in others if name != baseline]
     return Field(
         baseline,
         min(mine, key=order(lowest), default=None),
-        min(set(others) - {baseline}, key=order(baseline), default=None),
+        min(rivals, key=order(baseline), default=None),
         lowest,
     )

@@ -6,20 +6,20 @@ import math
 from typing import Any
 
 from linboost_optax._trial.analysis import Record, first_rung, working
-from linboost_optax._trial.competitors import OWN
+from linboost_optax._trial.competitors import OWN, TUNED
+from linboost_optax._trial.phrases import LOSSES
 from linboost_optax._trial.svg import TEXT, legend, new_figure, to_svg
 
 # Told apart by colour-blind eyes, on white and on black (Okabe and Ito, 2008), and by
 # their markers in print.
 _STYLES = {
-    "own": ("#888888", "o", "-"),
-    "own_tuned": ("#888888", "s", "--"),
+    OWN: ("#888888", "o", "-"),
+    TUNED: ("#888888", "s", "--"),
     "adam": ("#56B4E9", "^", "-"),
     "muon": ("#009E73", "v", "-"),
     "lnb": ("#E69F00", "D", "-"),
     "polar": ("#D55E00", "P", "-"),
 }
-_LOSSES = {"train_loss": "training loss", "test_loss": "test loss"}
 _CURVES = "Losses over steps and over time: medians over the seeds, and their range"
 _SENSITIVITY = (
     "Loss at the end of short runs, over the learning rate: below the dotted line a "
@@ -49,7 +49,7 @@ def curves(record: Record) -> str:
     import numpy as np
 
     some = next(e for e in record["entries"].values() if e["curves"])["curves"][0]
-    losses = [key for key in _LOSSES if key in some]
+    losses = [key for key in LOSSES if key in some]
     figure = new_figure(9, 3.2 * len(losses))
     axes = figure.subplots(len(losses), 2, squeeze=False, sharey="row")
     for row, key in zip(axes, losses):
@@ -69,7 +69,7 @@ def curves(record: Record) -> str:
         start = record["start"][key]
         for axis in row:
             _scale(axis, shown, start)
-        row[0].set_ylabel(_LOSSES[key])
+        row[0].set_ylabel(LOSSES[key])
     axes[-1][0].set_xlabel("steps")
     axes[-1][1].set_xlabel("seconds of training")
     legend(figure, axes[0][0])
@@ -77,14 +77,14 @@ def curves(record: Record) -> str:
 
 
 def sensitivity(record: Record) -> str:
-    """Loss over learning rate, in multiples of the middle of each grid."""
+    """Loss over learning rate; the user's own is circled."""
     figure = new_figure(9, 3.4)
     axis = figure.subplots()
     target, shown = record["target"], []
     start = record["start"][target]
     for name, entry in record["entries"].items():
         losses = first_rung(entry)
-        if not losses or name == "own_tuned":
+        if not losses or name == TUNED:
             continue
         rates = sorted(losses)
         values = [losses[rate] for rate in rates]
@@ -94,17 +94,16 @@ def sensitivity(record: Record) -> str:
         axis.plot(
             rates, values, label=f"{entry['label']}: {works} of {tried} work", **line
         )
-        if name == OWN:
-            axis.plot(
-                entry["rate"], losses[entry["rate"]], "o", ms=11, mfc="none", mec=TEXT
-            )
+        own = entry["centre"]
+        if name == OWN and own in losses:  # not yet where the runs were interrupted
+            axis.plot(own, losses[own], "o", ms=11, mfc="none", mec=TEXT)
     bar = record["bar"]
     if math.isfinite(bar):
         axis.axhline(bar, color=TEXT, ls=":", lw=1)
     _scale(axis, shown, start)
     axis.set_xscale("log")
     axis.set_xlabel("learning rate")
-    axis.set_ylabel(f"{_LOSSES[target]} at the end")
+    axis.set_ylabel(f"{LOSSES[target]} at the end")
     legend(figure, axis)
     return to_svg(figure)
 

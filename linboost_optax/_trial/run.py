@@ -138,6 +138,7 @@ def compiled(
             "label": competitor.label,
             "code": competitor.code,
             "tapped": competitor.tapped,
+            "centre": competitor.centre,
             "rate": competitor.centre,
             "edge": False,
             "compile_seconds": trainer.compile_seconds,
@@ -170,9 +171,8 @@ def _measured(
             start = time.perf_counter()
             record["start"] = setup.evaluate(carry)
             evaluation = time.perf_counter() - start
-        rate = jax.numpy.float32(0)
-        carry, _ = run(trainer, carry, block[:_WARM_UP], 0, rate, _MEASURED)
-        _, seconds = run(trainer, carry, block, 0, rate, _MEASURED)
+        carry, _ = run(trainer, carry, block[:_WARM_UP], 0, 0.0, _MEASURED)
+        _, seconds = run(trainer, carry, block, 0, 0.0, _MEASURED)
         steps[name] = seconds / _MEASURED
     return Costs(steps, batch, evaluation, starting)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from linboost_optax._trial.analysis import Record, figures
+from linboost_optax._trial.competitors import OWN
 from linboost_optax._trial.phrases import counted, loss, times
 from linboost_optax._trial.verdict import Verdict
 
@@ -65,7 +66,7 @@ def aligned(lines: Sequence[Sequence[str]]) -> str:
 
 def reading(record: Record) -> str:
     """How to read the table."""
-    own = record["baseline"] == "own"
+    own = record["baseline"] == OWN
     whose = "your optimizer at your rate" if own else "Adam at its best rate"
     target = "test" if record["target"] == "test_loss" else "training"
     return (
@@ -79,7 +80,7 @@ def reading(record: Record) -> str:
 
 def change(record: Record, judged: Verdict) -> str:
     """What to write for the winner in the place of plain gradients and Optax."""
-    if judged.winner is None or judged.winner == record["baseline"] == "own":
+    if judged.winner is None or judged.winner == record["baseline"] == OWN:
         return "nothing"
     entry = record["entries"][judged.winner]
     tx = entry["code"].format(rate=format(entry["rate"], "g"))

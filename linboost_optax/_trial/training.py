@@ -61,7 +61,6 @@ class Setup:
       task: the user's.
       framework: of its model.
       taps: of the layers that its loss runs through.
-      batch: a training batch.
       splits: the batches that are evaluated.
       evaluate: returns the losses of a carry: ``train_loss``, ``test_loss``.
       start: returns parameters and state of a seed.
@@ -70,10 +69,14 @@ class Setup:
     task: Task
     framework: Framework
     taps: Taps
-    batch: Any
     splits: Mapping[str, Sequence[Any]]
     evaluate: Callable[[Carry], dict[str, float]]
     start: Callable[[int], tuple[Any, Any]]
+
+    @property
+    def batch(self) -> Any:
+        """A training batch."""
+        return self.splits[TRAIN][0]
 
     @property
     def target(self) -> str:
@@ -113,11 +116,7 @@ def set_up(task: Task) -> Setup:
         framework = recognise(made)
         params, state = framework.split(made)
     splits = batches.evaluated(task)
-    batch = splits[TRAIN][0]
-
-    def loss(params: Any, state: Any, batch: Any, key: Any) -> Any:
-        return functional(task, framework, params, state, batch, key)
-
+    batch, loss = splits[TRAIN][0], functools.partial(functional, task, framework)
     with stage("`loss` on the first training batch"):
         value = jax.jit(loss)(params, state, batch, jax.random.key(0))[0]
         _check_finite(float(value))
@@ -132,7 +131,7 @@ def set_up(task: Task) -> Setup:
     def start(seed: int) -> tuple[Any, Any]:
         return framework.split(task.model(jax.random.key(seed)))
 
-    return Setup(task, framework, taps, batch, splits, evaluate, start)
+    return Setup(task, framework, taps, splits, evaluate, start)
 
 
 def compile_trainer(setup: Setup, competitor: Competitor) -> Trainer:

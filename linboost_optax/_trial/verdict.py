@@ -16,7 +16,6 @@ from linboost_optax._trial.phrases import at_rate, label, loss, share, times, wh
 from linboost_optax._trial.reasons import about, about_rivals, notes
 
 _WORTH = 0.95  # of another's time, at most, for a change to be worth it
-LOSSES = {"train_loss": "training loss", "test_loss": "test loss"}
 
 
 class Verdict(NamedTuple):

@@ -20,6 +20,7 @@ def entry(label, rate, curves, tried=None, tapped=False):
         "label": label,
         "code": f"{label.lower()}({{rate}})",
         "tapped": tapped,
+        "centre": rate,
         "rate": rate,
         "edge": False,
         "compile_seconds": 2.0 if tapped else 1.0,

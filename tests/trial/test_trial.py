@@ -108,6 +108,7 @@ def test_a_task_that_breaks_ends_with_one_and_says_where(tmp_path, capsys):
     [
         (["trial", "x.py", "--minutes", "0"], "must be > 0, got 0"),
         (["trial", "x.py", "--seeds", "0"], "must be >= 1, got 0"),
+        (["trial", "x.py", "--steps", "3"], "must be >= 40, got 3"),
         ([], "required: command"),
     ],
 )
@@ -160,6 +161,23 @@ def test_what_is_not_installed_is_said_before_anything_runs(
     if module == "tqdm":
         with pytest.raises(ModuleNotFoundError, match="progress=False"):
             lbo.trial(tree, loss, batches)
+
+
+def test_an_interrupt_among_the_first_runs_can_be_shown(monkeypatch):
+    real, ran = race.short, []
+
+    def short(*arguments, **named):
+        ran.append(arguments)
+        if len(ran) == 3:  # before the user's own rate, the fourth
+            raise KeyboardInterrupt
+        return real(*arguments, **named)
+
+    monkeypatch.setattr(race, "short", short)
+    found = lbo.trial(tree, loss, batches, optimizer=sgd, **OPTIONS)
+    assert found.record["interrupted"]
+    assert len(found.record["entries"]["own"]["rungs"][0]["losses"]) == 2
+    assert found.verdict.winner is None
+    assert found.html().count("<figure>") == 1
 
 
 def test_an_interrupt_before_anything_ran_is_one(monkeypatch):

@@ -63,7 +63,7 @@ def judge(record: Record) -> Verdict:
     worth = winner == ILLS
     reasons = [_of(record, name) for name in names]
     reasons += _notes(record)
-    return Verdict(winner, worth, _headline(record, winner, lowest), tuple(reasons))
+    return Verdict(winner, worth, _headline(record, winner), tuple(reasons))
 
 
 def competing(record: Record) -> list[str]:
@@ -96,7 +96,7 @@ def code(record: Record, name: str) -> str:
     return record["entries"][name]["code"].format(named)
 
 
-def _headline(record: Record, winner: str, lowest: str) -> str:
+def _headline(record: Record, winner: str) -> str:
     label, splits = record["entries"][winner]["label"], len(record["splits"])
     at = f"a test error of {mean(record, winner):.3f}"
     if winner == MEAN:
