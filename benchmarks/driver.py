@@ -8,22 +8,26 @@ from pathlib import Path
 
 from benchmarks import needs, report, results, tasks
 from benchmarks.cost import page
+from benchmarks.evidence import page as evidence
+from benchmarks.evidence.pages import PAGES
 from benchmarks.job import BASELINE, Job, Options
 from benchmarks.jobs import JOBS
 from benchmarks.optimizers import OPTIMIZERS
 
 DEFAULT = "main"
 OUT = "benchmarks/results"
-COMMANDS = (*JOBS, "report", "cost")
+COMMANDS = (*JOBS, "report", "cost", "evidence")
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run a job, or make the report or the page of costs."""
+    """Run a job, or make the report, the page of costs or those of evidence."""
     args = parser().parse_args(with_default(argv))
     if args.job == "report":
         _report(args.results, args.readme)
     elif args.job == "cost":
         _cost(args.results)
+    elif args.job == "evidence":
+        _evidence(args.results)
     else:
         job = JOBS[args.job]
         chosen = options(job, args)
@@ -100,6 +104,8 @@ def parser() -> argparse.ArgumentParser:
     )
     drawn = jobs.add_parser("cost", help="the tables and the figure of docs/cost.md")
     drawn.add_argument("--results", default=OUT, help="the folder of the JSON files")
+    shown = jobs.add_parser("evidence", help="docs/evidence_*.md and their pictures")
+    shown.add_argument("--results", default=OUT, help="the folder of the JSON files")
     return result
 
 
@@ -134,6 +140,16 @@ def _cost(folder: str) -> None:
     except (FileNotFoundError, ValueError) as error:
         raise SystemExit(str(error)) from error
     print(f"Wrote {', '.join(map(str, written))}")
+
+
+def _evidence(folder: str) -> None:
+    found = results.read_all(folder)
+    try:
+        for each in PAGES:
+            for path in evidence.write(report.docs_for(Path(folder)), each, found):
+                print(f"Wrote {path}")
+    except (FileNotFoundError, ValueError) as error:
+        raise SystemExit(str(error)) from error
 
 
 def _add_job(jobs: argparse._SubParsersAction, job: Job) -> None:

@@ -1,0 +1,119 @@
+"""The claims of Iterative Linear Least Squares (Khadilkar 2023), and its users' own."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from benchmarks.evidence import fitted
+from benchmarks.evidence.claim import Claim, Proof
+from benchmarks.evidence.page import Page
+from benchmarks.jobs import JOBS
+
+ABSTRACT = "Khadilkar 2023, abstract"
+ASKED = "Asked by users of small regression networks"
+SECOND_ORDER = ("levenberg_marquardt", "variable_projection")
+ALL = ("ills", "ills_published", "lbfgs", *SECOND_ORDER)
+
+# Seven problems, each clean and with noisy targets.
+problems = partial(Claim, job="ills", tasks=JOBS["ills"].tasks)
+
+CLAIMS = (
+    problems(
+        name="ills-iterations",
+        says="Fewer iterations than gradient descent",
+        where=ABSTRACT,
+        quantity="iterations to Adam's final training error / Adam's",
+        cases=fitted.cases(fitted.iterations, ALL),
+        strict=True,
+        reading=(
+            "Full-batch Adam, the best of four rates, has 2,000 iterations. The "
+            'published method is `method="published"`; ILLS is the library\'s default.'
+        ),
+    ),
+    problems(
+        name="ills-clock",
+        says="Less time than gradient descent",
+        where=ABSTRACT,
+        quantity="time to Adam's final training error / Adam's",
+        cases=fitted.cases(fitted.seconds, ALL),
+        strict=True,
+        reading="The same runs, by the time of an iteration.",
+    ),
+    problems(
+        name="ills-train",
+        says="A final training error no higher than Adam's",
+        where=ASKED,
+        quantity="training error at the end / Adam's",
+        cases=fitted.cases(fitted.error("train"), ALL),
+    ),
+    problems(
+        name="ills-stable",
+        says="More stable: the worst seed ends no higher than Adam's worst",
+        where=ABSTRACT,
+        quantity="training error of the worst seed / of Adam's worst seed",
+        cases=fitted.cases(fitted.worst_seed, ALL),
+        reading="Adam has the best rate of four for each seed; ILLS has no rate.",
+    ),
+    problems(
+        name="ills-spread",
+        says="Seeds are as close to each other as Adam's",
+        where=ASKED,
+        quantity="worst training error / median over the seeds, over the same of Adam",
+        cases=fitted.cases(fitted.spread, ALL),
+        reading="Relative to an error that is lower itself.",
+    ),
+    problems(
+        name="ills-test",
+        says="With early stopping, a test error no higher than Adam's and L-BFGS's",
+        where=ASKED,
+        quantity="test error / the lower one of Adam and L-BFGS",
+        cases=fitted.cases(
+            fitted.test_error(("adam", "lbfgs")), ("ills", *SECOND_ORDER)
+        ),
+        reading="Early stopping looks at a part of the training data only.",
+    ),
+)
+
+PROOFS = (
+    Proof(
+        name="ills-descent",
+        says="The objective never rises",
+        where="Khadilkar 2023, stability",
+        tests=(
+            "ills/test_convergence.py::test_objective_never_rises",
+            "ills/test_convergence.py::test_objective_never_rises_with_other_options",
+        ),
+        reading="Random data of random scale, degenerate ones included.",
+    ),
+    Proof(
+        name="ills-published",
+        says="The published algorithm is what runs under its name",
+        where="Khadilkar 2023, algorithm",
+        tests=("ills/test_steps.py::test_published_iteration",),
+        reading="Against an independent implementation in NumPy.",
+    ),
+    Proof(
+        name="ills-absent",
+        says="A missing target is as if its row were not there",
+        where=ASKED,
+        tests=(
+            "ills/test_data.py::test_mask_equals_dropping",
+            "ills/test_data.py::test_missing_targets_do_not_matter",
+            "ills/test_data.py::test_zero_weight_is_absence",
+        ),
+        reading="Against the same fit without the row.",
+    ),
+)
+
+PAGE = Page(
+    file="evidence_ills.md",
+    title="Evidence: Iterative Linear Least Squares",
+    preface="""
+What [Khadilkar 2023](https://arxiv.org/abs/2307.05189) claims, and what users of small
+regression networks ask besides: of [`ills`](ills.md) by its defaults, whose verdicts
+sort the claims, of the method as published, and of others without a learning rate.
+""",
+    leading="ILLS",
+    claims=CLAIMS,
+    proofs=PROOFS,
+)
