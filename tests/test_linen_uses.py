@@ -4,6 +4,8 @@ Expected statistics are those of inputs that are written down or recomputed by h
 expected gradient is that of the loss without taps.
 """
 
+import re
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -689,6 +691,44 @@ def test_train_state_and_inference_are_untouched():
     _, grads, stats = linen.value_and_grad(mean_square, TAPS)(state.params, X)
     updates, _ = state.tx.update(grads, state.opt_state, state.params, stats=stats)
     assert jax.tree.structure(updates) == jax.tree.structure(PARAMS)
+
+
+@pytest.mark.parametrize("optimizer", ["lnb", "whiten", "polar"])
+def test_nothing_is_added_to_inference(optimizer):
+    """The forward program of trained parameters is the text that it always was."""
+    build = {
+        "lnb": lambda taps: lbo.lnb(0.1, taps),
+        "whiten": lambda taps: lbo.whiten(optax.sgd(0.1), taps),
+        "polar": lambda taps: lbo.polar(0.1, taps),
+    }[optimizer]
+    model = MLP(width=5)
+    params = initial(model, X)
+
+    def forward(params):
+        """The program as it is lowered, and the instructions that it compiles to."""
+        lowered = jax.jit(lambda p, x: model.apply({"params": p}, x)).lower(params, X)
+        lines = re.findall(r"^(?:%|ENTRY|  ).*", lowered.compile().as_text(), re.M)
+        # A frame is the line of this test that asked for the program.
+        return lowered.as_text(), [re.sub(r"stack_frame_id=\d+", "", x) for x in lines]
+
+    before = forward(params)
+
+    taps = linen.taps(model, X)
+    tx = build(taps)
+    loss = linen.value_and_grad(
+        lambda p, x: jnp.mean(model.apply({"params": p}, x) ** 2), taps
+    )
+    _, grads, stats = loss(params, X)
+    with jax.numpy_dtype_promotion("standard"):  # for Optax's Adam, inside `polar`
+        updates, _ = tx.update(grads, tx.init(params), params, stats=stats)
+    trained = optax.apply_updates(params, updates)
+
+    assert not np.array_equal(trained["out"]["kernel"], params["out"]["kernel"])
+    assert jax.tree.map(jnp.shape, trained) == jax.tree.map(jnp.shape, params)
+    program, instructions = forward(trained)
+    assert (program, instructions) == before
+    assert program.count("dot_general") == 2
+    assert instructions
 
 
 def step_of(loss, taps, jit):
