@@ -17,6 +17,13 @@ def best(curves: dict[str, list[float]], target: str) -> float:
     return min((v for v in curves[target] if math.isfinite(v)), default=math.inf)
 
 
+def at_best(curves: dict[str, list[float]], target: str, other: str) -> float:
+    """Another curve where this one is lowest; NaN where it has no finite value."""
+    pairs = zip(curves[target], curves[other], strict=True)
+    finite = (pair for pair in pairs if math.isfinite(pair[0]))
+    return min(finite, key=lambda pair: pair[0], default=(0.0, math.nan))[1]
+
+
 def first_reached(losses: list[float], target: float) -> int | None:
     """Index of the first loss at or below the target, or None if never."""
     return next((i for i, loss in enumerate(losses) if loss <= target), None)

@@ -22,6 +22,7 @@ from benchmarks.optimizers import OPTIMIZERS, grid
 from benchmarks.tables import number, table
 from benchmarks.tasks import Task
 from benchmarks.training import (
+    Curves,
     Entry,
     Evaluate,
     Trainer,
@@ -80,18 +81,31 @@ def sweep(
     seeds: int,
     bar: Any,
 ) -> dict[str, Any]:
-    """The best loss at every learning rate, for every seed and their median."""
+    """The best loss at every learning rate, for every seed and their median.
 
-    def loss_at(rate: float, seed: int) -> float:
+    And the loss and, of classifiers, the accuracy on the test set at that point.
+    """
+
+    def train(rate: float, seed: int) -> Curves:
         entry = {"": Entry(trainer, rate)}
-        curves = race(task, entry, evaluate, seed, bar.update)[""]
-        return analysis.best(curves, task.target)
+        return race(task, entry, evaluate, seed, bar.update)[""]
 
-    losses = [[loss_at(rate, seed) for seed in range(seeds)] for rate in rates]
-    return {
+    runs = [[train(rate, seed) for seed in range(seeds)] for rate in rates]
+    losses = [[analysis.best(curves, task.target) for curves in each] for each in runs]
+    found: dict[str, Any] = {
         "losses": [float(np.median(values)) for values in losses],
         "losses_by_seed": losses,
     }
+    for name, other in (
+        ("test_by_seed", "test_loss"),
+        ("accuracy_by_seed", "test_accuracy"),
+    ):
+        if other in runs[0][0]:
+            found[name] = [
+                [analysis.at_best(curves, task.target, other) for curves in each]
+                for each in runs
+            ]
+    return found
 
 
 def add_shares(entries: dict[str, dict[str, Any]]) -> None:

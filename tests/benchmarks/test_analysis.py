@@ -81,6 +81,15 @@ def test_best_ignores_what_is_not_finite():
     assert analysis.best({"x": [math.nan]}, "x") == math.inf
 
 
+def test_another_curve_where_one_is_lowest():
+    run = curves([8.0, 2.0, 4.0], [0, 1, 2]) | {"test_loss": [9.0, 7.0, 5.0]}
+    assert analysis.at_best(run, "train_loss", "test_loss") == 7.0
+    run["train_loss"] = [math.nan, math.inf, 3.0]
+    assert analysis.at_best(run, "train_loss", "test_loss") == 5.0
+    run["train_loss"] = [math.nan] * 3
+    assert math.isnan(analysis.at_best(run, "train_loss", "test_loss"))
+
+
 @pytest.mark.parametrize(
     ("losses", "expected"),
     [
