@@ -24,6 +24,7 @@ from benchmarks.rivals.newton_muon import InputInverse
 from benchmarks.rivals.psgd import kron
 from benchmarks.rivals.shampoo import shampoo
 from benchmarks.rivals.soap import soap
+from benchmarks.tasks._models import STACK
 from linboost_optax.extend import Rule
 
 Build = Callable[[optax.Schedule, Any], optax.GradientTransformation]
@@ -103,7 +104,11 @@ def muon(schedule: optax.Schedule, taps: Any) -> optax.GradientTransformation:
 
 @optimizer("lnb_exact", "LNB, Gram matrices", 0.3, GRAM, jobs=("step_time",))
 @optimizer(
-    "lnb", "LNB", 0.3, lbo.Auto(), jobs=("main", "sensitivity", "whiten", "step_time")
+    "lnb",
+    "LNB",
+    0.3,
+    lbo.Auto(),
+    jobs=("main", "sensitivity", "whiten", "step_time", "transfer"),
 )
 @optimizer(
     "lnb_ic", "LNB, incomplete Cholesky", 0.3, lbo.Moments(), jobs=("step_time",)
@@ -219,11 +224,16 @@ def momentum(schedule: optax.Schedule, taps: Any) -> optax.GradientTransformatio
 
 
 def kernel_axes(params: optax.Params) -> Any:
-    """For Muon: a kernel maps its leading axes to its last; other leaves use Adam."""
+    """For Muon: a kernel maps its leading axes to its last; other leaves use Adam.
+
+    Of layers that are stacked each has a kernel of its own.
+    """
 
     def axes(path: Any, leaf: jax.Array) -> contrib.MuonDimensionNumbers | None:
         if path[-1].key != "kernel":
             return None
-        return contrib.MuonDimensionNumbers(tuple(range(leaf.ndim - 1)), leaf.ndim - 1)
+        first = int(any(part.key == STACK for part in path))
+        last = leaf.ndim - 1
+        return contrib.MuonDimensionNumbers(tuple(range(first, last)), last)
 
     return jax.tree_util.tree_map_with_path(axes, params)

@@ -8,7 +8,7 @@ import numpy as np
 
 from benchmarks.tasks import _curves
 from benchmarks.tasks._digits import Split, digits, shifted
-from benchmarks.tasks._models import MLP
+from benchmarks.tasks._models import MLP, Chain
 from benchmarks.tasks._task import (
     COMPARED,
     Criterion,
@@ -129,6 +129,11 @@ def mlp_784() -> Task:
 
 def classifier(hidden: tuple[int, ...], unit: float = 1.0, offset: float = 0.0) -> Task:
     """The digits classifier with other layers, or with pixels in another unit."""
+    return classify(MLP((*hidden, 10)), unit, offset)
+
+
+def classify(model: MLP | Chain, unit: float = 1.0, offset: float = 0.0) -> Task:
+    """The task of the digits classifier with a model of one's own."""
 
     def moved(split: Split, seed: int) -> Split:
         images, labels = shifted(split, size=10, copies=4, seed=seed, shift=1)
@@ -136,11 +141,11 @@ def classifier(hidden: tuple[int, ...], unit: float = 1.0, offset: float = 0.0) 
 
     train, test = digits()
     train, test = moved(train, seed=1), moved(test, seed=2)
-    return _classifier(MLP((*hidden, 10)), train, test, batch_size=256, steps=300)
+    return _classifier(model, train, test, batch_size=256, steps=300)
 
 
 def _classifier(
-    model: MLP, train: Split, test: Split, batch_size: int, steps: int
+    model: MLP | Chain, train: Split, test: Split, batch_size: int, steps: int
 ) -> Task:
     loss, metrics = supervised(model, cross_entropy, accuracy=True)
     return Task(
@@ -200,5 +205,5 @@ def _flat(images: np.ndarray) -> np.ndarray:
     return images.reshape(len(images), -1)
 
 
-def _widths(images: np.ndarray, model: MLP) -> str:
+def _widths(images: np.ndarray, model: MLP | Chain) -> str:
     return "-".join(map(str, (images[0].size, *model.features)))

@@ -11,6 +11,7 @@ import pytest
 from benchmarks import driver, results
 from benchmarks.jobs import JOBS, races, step_time, transfer
 from benchmarks.tasks._deep import DEEP
+from benchmarks.tasks.versions import STUDIES
 from linboost_optax import linen
 
 pytestmark = pytest.mark.slow
@@ -238,9 +239,44 @@ def test_transfer_trains_every_version_at_the_same_rates(tmp_path, capsys):
     assert "| Adam " in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("task", ["batches", "depths", "norms"])
+def test_transfer_keeps_what_the_test_set_says(task, tmp_path, capsys):
+    result = run("transfer", tmp_path, "--optimizers", "adam", "soap", task=task)
+    assert list(result["optimizers"]) == ["adam"]  # SOAP runs on the other tasks
+    (adam,) = result["optimizers"].values()
+    assert adam["rates"] == result["rates"] == [0.00032, 0.01, 0.32]
+    labels = list(STUDIES[task].versions)[:2]
+    for what in transfer.BY_SEED:
+        assert list(adam[what]) == labels
+        for by_rate in adam[what].values():
+            assert [len(seeds) for seeds in by_rate] == [result["seeds"]] * 3
+    losses, tests = (adam[what][labels[0]] for what in transfer.BY_SEED[:2])
+    assert losses != tests
+    assert "| test accuracy there |" in capsys.readouterr().out
+
+
 def test_transfer_tells_what_is_lost_by_keeping_the_rate():
     losses = {"here": [[4.0, 4.0], [2.0, 4.0]], "there": [[1.0, 1.0], [None, 7.0]]}
     adam = {"label": "Adam", "losses_by_seed": losses}
     text = transfer.describe({"rates": [0.1, 0.2], "optimizers": {"adam": adam}})
-    cells = [cell.strip() for cell in text.splitlines()[-1].strip("|").split("|")]
-    assert cells == ["Adam", "3 at 0.2", "1 at 0.1; - at 0.2"]
+    assert last_row(text) == ["Adam", "3 at 0.2", "1 at 0.1; - at 0.2"]
+    # At each version's own best rate; a run that ran away has no accuracy.
+    accuracies = {"here": [[0.1, 0.1], [0.5, 0.7]], "there": [[0.9, 0.7], [None, 1.0]]}
+    adam["accuracy_by_seed"] = accuracies
+    text = transfer.describe({"rates": [0.1, 0.2], "optimizers": {"adam": adam}})
+    assert last_row(text) == ["Adam", "60.0%", "80.0%"]
+    accuracies["there"][0][1] = None
+    text = transfer.describe({"rates": [0.1, 0.2], "optimizers": {"adam": adam}})
+    assert last_row(text) == ["Adam", "60.0%", "-"]
+
+
+def test_transfer_gives_an_optimizer_rates_of_its_own():
+    assert transfer.shift("whiten") == transfer.shift("polar") == 1
+    assert transfer.shift("lnb") == 10
+    lnb = {"label": "LNB", "losses_by_seed": {"here": [[4.0], [2.0]]}, "rates": [1, 2]}
+    text = transfer.describe({"rates": [0.1, 0.2], "optimizers": {"lnb": lnb}})
+    assert last_row(text) == ["LNB", "2 at 2"]
+
+
+def last_row(text):
+    return [cell.strip() for cell in text.splitlines()[-1].strip("|").split("|")]

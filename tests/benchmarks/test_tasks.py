@@ -15,8 +15,10 @@ from benchmarks import tasks, tuning
 from benchmarks.job import Options
 from benchmarks.optimizers import OPTIMIZERS, grid, kernel_axes
 from benchmarks.tasks import TASKS, _curves, _digits, dense, text
-from benchmarks.tasks._models import MLP
+from benchmarks.tasks._models import MLP, Chain, batch_norm, layer_norm
 from benchmarks.tasks._task import bernoulli
+from benchmarks.tasks.versions import STUDIES
+from linboost_optax import linen
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -121,6 +123,88 @@ def test_muon_orthogonalises_kernels_alone():
     updates, _ = jax.jit(transformation.update)(grads, state, params)
     singular = np.linalg.svd(np.reshape(updates["Conv"]["kernel"], (18, 4)))[1]
     assert singular.max() / singular.min() < 2
+
+
+def test_muon_and_ours_take_stacked_layers_one_by_one():
+    model, x = Chain(width=4, depth=3), jnp.ones((2, 6))
+    params = model.init(jax.random.key(0), x)["params"]
+    kernel = params["stack"]["Dense_0"]["kernel"]
+    assert kernel.shape == (2, 4, 4)
+    axes = kernel_axes(params)["stack"]["Dense_0"]
+    assert (*axes["kernel"], axes["bias"]) == ((1,), 2, None)
+    taps = linen.taps(model, x)
+    assert {layer.key: layer.stack for layer in taps.layers} == {
+        "Link_0/Dense_0": (),
+        "stack/Dense_0": (2,),
+        "Dense_0": (),
+    }
+    # One layer's large gradient leaves the other's step alone.
+    grads = jax.tree.map(jnp.ones_like, params)
+    small = jnp.stack([jnp.eye(4), jnp.eye(4)])
+    large = jnp.stack([jnp.eye(4), jnp.full((4, 4), 1e3)])
+    muon = OPTIMIZERS["muon"].build(optax.constant_schedule(1.0), None)
+    first = []
+    for kernels in (large, small):
+        grads["stack"]["Dense_0"]["kernel"] = kernels
+        updates, _ = muon.update(grads, muon.init(params), params)
+        first.append(updates["stack"]["Dense_0"]["kernel"][0])
+    np.testing.assert_allclose(*first, rtol=1e-5, atol=1e-6)
+
+
+def test_a_chain_is_its_layers_one_after_another():
+    model, x = Chain(width=4, depth=3), jax.random.normal(jax.random.key(1), (5, 6))
+    params = model.init(jax.random.key(0), x)["params"]
+    stack = params["stack"]["Dense_0"]
+    assert not np.array_equal(*stack["kernel"])
+    layers = [params["Link_0"]["Dense_0"]]
+    layers += [{key: value[i] for key, value in stack.items()} for i in range(2)]
+    y = np.asarray(x)
+    for layer in layers:
+        y = np.tanh(y @ np.asarray(layer["kernel"]) + np.asarray(layer["bias"]))
+    last = jax.tree.map(np.asarray, params["Dense_0"])
+    expected = y @ last["kernel"] + last["bias"]
+    np.testing.assert_allclose(model.apply({"params": params}, x), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("norm", [batch_norm, layer_norm])
+def test_what_goes_into_every_activation_is_normalised(norm):
+    seen = []
+
+    def activation(x):
+        seen.append(np.asarray(x))
+        return x
+
+    model = MLP((6, 6, 3), norm=norm, activation=activation)
+    x = 5 + 3 * jax.random.normal(jax.random.key(0), (20, 4))
+    model.init(jax.random.key(0), x, train=True)
+    axis = 0 if norm is batch_norm else 1
+    assert len(seen) == 2
+    for each in seen:
+        np.testing.assert_allclose(each.mean(axis), 0, atol=1e-4)
+        np.testing.assert_allclose(each.std(axis), 1, atol=1e-2)
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_versions_are_consistent(name):
+    study = STUDIES[name]
+    assert len(study.rates()) == study.points
+    for label, build in study.versions.items():
+        task = build()
+        assert task.steps % task.every == 0, label
+        assert task.every % 10 == 0, label
+        assert task.batch_size <= len(task.train["x"]), label
+
+
+def test_versions_differ_in_what_they_say():
+    batches = [build() for build in STUDIES["batches"].versions.values()]
+    assert [task.batch_size for task in batches] == [16, 64, 256, 1024]
+    assert [task.steps for task in batches] == [2560, 640, 160, 160]
+    depths = [build().model.depth for build in STUDIES["depths"].versions.values()]
+    assert depths == [5, 10, 20, 50, 100]
+    norms = [build().model.norm for build in STUDIES["norms"].versions.values()]
+    assert norms == [None, batch_norm, layer_norm]
+    assert STUDIES["batches"].rates(points=3) == [0.00032, 0.01, 0.32]
+    assert STUDIES["batches"].rates(10, points=3) == [0.0032, 0.1, 3.2]
 
 
 DENSE = (
