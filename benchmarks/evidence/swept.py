@@ -21,7 +21,7 @@ def cases(quantity: Callable[[Losses, Losses], Values]) -> Callable[..., list[Ca
     def found(results: Sequence[Result]) -> list[Case]:
         return [
             Case(
-                f"{result['title']}: {version}",
+                f"{result['task']}: {version}",
                 {
                     label: quantity(losses(entry, version), losses(adam, version))
                     for label, entry in ours(result)
@@ -71,7 +71,7 @@ def kept_rate(results: Sequence[Result]) -> list[Case]:
                 label: (lost(entry, first, version) / of_adam).tolist()
                 for label, entry in ours(result)
             }
-            found.append(Case(f"{result['title']}: {first} to {version}", values))
+            found.append(Case(f"{result['task']}: {first} to {version}", values))
     return found
 
 
@@ -88,7 +88,7 @@ def instead(results: Sequence[Result]) -> list[Case]:
                 label: (losses(entry, PLAIN).min(0) / goal).tolist()
                 for label, entry in ours(result)
             }
-            found.append(Case(f"{result['title']}: against {version}", values))
+            found.append(Case(f"against {version}", values))
     return found
 
 

@@ -176,7 +176,7 @@ def test_the_picture_has_medians_seeds_and_the_limit():
 
 
 SWEEP = {
-    "title": "toy",
+    "task": "toy",
     "optimizers": {
         "adam": {
             "label": "Adam",
@@ -215,7 +215,7 @@ def test_sweeps_by_hand():
     kept = of(swept.kept_rate([SWEEP]))
     assert kept == {"toy: plain to norm": [(2 / 1) / (1 / 0.5), (4 / 0.5) / (2 / 1)]}
     instead = of(swept.instead([SWEEP]))
-    assert instead == {"toy: against norm": [1.0 / 0.5, 0.5 / 1.0]}
+    assert instead == {"against norm": [1.0 / 0.5, 0.5 / 1.0]}
 
 
 def test_sweeps_without_ours_are_without_it():
