@@ -10,6 +10,7 @@ A new one is one function under one decorator.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from benchmarks.regression.problems import CORRUPTIONS
+from benchmarks.regression.errors import errors as errors_of
+from benchmarks.regression.jacobians import marquardt, variable_projection
+from benchmarks.regression.problems import CORRUPTIONS, Split
 from linboost_optax import ills
 
 BATCH = 32
@@ -26,6 +29,8 @@ RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 # Robust losses compete on data with outliers only.
 HUBER: dict[str, Any] = {"loss": "huber", "corruptions": ("outliers",)}
 TUKEY: dict[str, Any] = {"loss": "tukey", "corruptions": ("outliers",)}
+# A Jacobian of more entries than that is no longer a small problem.
+SMALL: dict[str, Any] = {"corruptions": ("clean", "noise"), "largest": 2**20}
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,14 @@ class Trainer:
     loss: str = "squared"
     corruptions: tuple[str, ...] = CORRUPTIONS
     unit: str = "iterations"
+    largest: float = math.inf  # entries of a Jacobian: outputs x samples x parameters
+
+    def competes(self, corruption: str, split: Split, params: Any) -> bool:
+        """Whether it is meant for such data and not too large for such a network."""
+        entries = split.train[1].size * sum(
+            leaf.size for leaf in jax.tree.leaves(params)
+        )
+        return corruption in self.corruptions and entries <= self.largest
 
 
 TRAINERS: dict[str, Trainer] = {}
@@ -55,16 +68,6 @@ def trainer(
         return train
 
     return add
-
-
-def rmse(network: ills.Network, params: Any, data: Any) -> jax.Array:
-    x, y = data
-    return jnp.sqrt(jnp.mean((ills.predict(network, params, x) - y) ** 2))
-
-
-def _errors(network, params, split, full):
-    sets = split if full else split[:1]
-    return jnp.stack([rmse(network, params, data) for data in sets])
 
 
 def _loss(network, params, data, loss):
@@ -87,7 +90,7 @@ def adam(network, params, split, rate, *, steps, full=False, loss="squared"):
         value, grads = jax.value_and_grad(lambda p: _loss(network, p, split[0], loss))(
             params
         )
-        errors = _errors(network, params, split, True) if full else value[None]
+        errors = errors_of(network, params, split, True) if full else value[None]
         updates, state = tx.update(grads, state)
         return (optax.apply_updates(params, updates), state), errors
 
@@ -118,7 +121,7 @@ def adam_batches(network, params, split, rate, *, steps, full=False, loss="squar
 
         carry, values = jax.lax.scan(step, carry, order.reshape(batches, BATCH))
         if full:
-            return carry, _errors(network, carry[0], split, True)
+            return carry, errors_of(network, carry[0], split, True)
         return carry, jnp.mean(values)[None]
 
     keys = jax.random.split(jax.random.key(0), steps)
@@ -141,7 +144,7 @@ def lbfgs(network, params, split, rate, *, steps, full=False, loss="squared"):
     def step(carry, _):
         params, state = carry
         value, grads = evaluate(params, state=state)
-        errors = _errors(network, params, split, True) if full else value[None]
+        errors = errors_of(network, params, split, True) if full else value[None]
         updates, state = tx.update(
             grads, state, params, value=value, grad=grads, value_fn=value_fn
         )
@@ -168,10 +171,16 @@ def least_squares(network, params, split, rate, *, steps, full=False, loss="squa
         updates, state = tx.update(None, state, params, inputs=x, targets=y)
         params = optax.apply_updates(params, updates)
         if full:
-            return (params, state), _errors(network, params, split, True)
+            return (params, state), errors_of(network, params, split, True)
         return (params, state), state.objective[None]
 
     (params, _), curve = jax.lax.scan(
         step, (params, tx.init(params)), None, length=steps
     )
     return params, curve
+
+
+trainer("marquardt", "Levenberg-Marquardt", 200, timed=30, **SMALL)(marquardt)
+trainer("projection", "variable projection", 200, timed=30, **SMALL)(
+    variable_projection
+)
