@@ -113,14 +113,16 @@ def options(job: Job, args: argparse.Namespace) -> Options:
     """What the parsed command line asks of a job; the baseline runs, and first."""
     others = (name for name in getattr(args, "optimizers", ()) if name != BASELINE)
     seeds = getattr(args, "seeds", None) or (1 if args.quick else job.seeds or 1)
+    folder = getattr(args, "folder", None)
     return Options(
-        tasks=tuple(args.tasks),
+        tasks=tuple(args.tasks or (*job.tasks, *(job.in_folder if folder else ()))),
         optimizers=(BASELINE, *others) if job.optimizers else (),
         seeds=seeds,
         # A smoke run must not replace results that took an hour.
         out=args.out or (f"{OUT}/quick" if args.quick else OUT),
         quick=args.quick,
         text=getattr(args, "text", None),
+        folder=folder,
     )
 
 
@@ -155,7 +157,7 @@ def _evidence(folder: str) -> None:
 def _add_job(jobs: argparse._SubParsersAction, job: Job) -> None:
     made = jobs.add_parser(job.name, help=job.title, description=job.reading)
     choices = job.all_tasks or job.tasks
-    made.add_argument("--tasks", nargs="+", choices=choices, default=job.tasks)
+    made.add_argument("--tasks", nargs="+", choices=choices)
     if job.optimizers:
         made.add_argument(
             "--optimizers",
@@ -170,6 +172,9 @@ def _add_job(jobs: argparse._SubParsersAction, job: Job) -> None:
     if job.reads_text:
         which = ", ".join(name for name in tasks.TASKS if tasks.TASKS[name].reads_text)
         made.add_argument("--text", metavar="FILE", help=f"the text of {which}")
+    if job.in_folder:
+        which = ", ".join(job.in_folder)
+        made.add_argument("--folder", metavar="FOLDER", help=f"the data of {which}")
     made.add_argument("--out", help=f"the folder to write to (default {OUT})")
     made.add_argument(
         "--quick",

@@ -20,6 +20,7 @@ class Options:
     out: str
     quick: bool = False  # a few steps, which prove only that it runs
     text: str | None = None  # the file that tasks on a text of one's own read
+    folder: str | None = None  # where tasks on data of one's own read
 
 
 @dataclass(frozen=True)
@@ -47,5 +48,6 @@ class Job:
     all_optimizers: tuple[str, ...] = ()
     seeds: int | None = None  # how many by default; None: it has no seeds
     reads_text: bool = False  # whether it has tasks on a text of one's own
+    in_folder: tuple[str, ...] = ()  # what it runs, too, where a folder is named
     guide: str | None = None
     preface: str = ""

@@ -129,6 +129,7 @@ def command(job: Job, result: Result) -> str:
     """What made a result."""
     seeds = result.get("seeds")
     option = f" --seeds {seeds}" if seeds not in (None, job.seeds) else ""
+    option += " --folder FOLDER" if result.get("task") in job.in_folder else ""
     return f"python -m benchmarks {job.name}{option}"
 
 

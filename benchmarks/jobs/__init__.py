@@ -13,6 +13,7 @@ from benchmarks.jobs import (
     ills_memory,
     ills_recovery,
     ills_search,
+    ills_uci,
     large_models,
     memory,
     races,
@@ -45,6 +46,7 @@ JOBS: dict[str, Job] = {
         ills_recovery.JOB,
         ills_memory.JOB,
         ills_search.JOB,
+        ills_uci.JOB,
         faults.JOB,
     )
 }

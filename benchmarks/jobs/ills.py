@@ -173,7 +173,7 @@ def across(results: Sequence[Result]) -> str:
 
 JOB = Job(
     name="ills",
-    title="ILLS against Adam, L-BFGS and Levenberg-Marquardt on small problems",
+    title="ILLS against its rivals on small regression problems",
     reading=(
         "The target is the final training error (RMSE, in standard deviations) of the "
         "best full-batch Adam of four rates; iterations and seconds are those to reach "

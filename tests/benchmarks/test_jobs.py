@@ -226,6 +226,18 @@ def test_ills_search_job(tmp_path, capsys):
     assert "| as they are " in capsys.readouterr().out
 
 
+def test_ills_uci_job(tmp_path, capsys):
+    result = run("ills_uci", tmp_path, "--seeds", "2", task="diabetes")
+    assert (result["samples"], result["features"], result["units"]) == (442, 10, 50)
+    assert list(result["methods"]) == ["ills", "adam", "mlp"]
+    for entry in result["methods"].values():
+        assert len(entry["rmse"]) == len(entry["seconds"]) == result["seeds"] == 2
+        # The mean of the targets is 77 off; MLPRegressor hardly leaves its start.
+        assert all(40 < error < 100 for error in entry["rmse"])
+        assert min(entry["seconds"]) > 0
+    assert "| diabetes |" in capsys.readouterr().out
+
+
 def test_transfer_trains_every_version_at_the_same_rates(tmp_path, capsys):
     result = run("transfer", tmp_path, "--optimizers", "adam", task="inputs")
     assert result["rates"] == [0.0001, 0.01, 1]

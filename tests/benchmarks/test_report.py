@@ -185,6 +185,14 @@ def test_a_section_without_results_names_the_command():
         )
 
 
+def test_a_command_names_the_folder_of_data_that_come_from_one():
+    job = JOBS["ills_uci"]
+    command = "python -m benchmarks ills_uci"
+    assert report.command(job, {"task": "diabetes", "seeds": 20}) == command
+    found = report.command(job, {"task": "yacht", "seeds": 5})
+    assert found == f"{command} --seeds 5 --folder FOLDER"
+
+
 def test_single_tasks_are_left_out_where_one_row_says_all(race):
     job = replace(JOBS["whiten"], single=False)
     assert "###" not in report.section(job, {"gru": race})

@@ -1,0 +1,1 @@
+"""The UCI protocol: data in splits, competitors, and figures that others published."""
