@@ -42,7 +42,7 @@ def cells(results: Sequence[Result]) -> Iterator[tuple[str, Trainers]]:
 
 def iterations(trainers: Trainers, name: str) -> Values:
     """Iterations to Adam's final training error over Adam's."""
-    return _ratios(trainers[name]["iterations"], trainers[BASELINE]["iterations"])
+    return ratios(trainers[name]["iterations"], trainers[BASELINE]["iterations"])
 
 
 def seconds(trainers: Trainers, name: str) -> Values | None:
@@ -58,7 +58,7 @@ def seconds(trainers: Trainers, name: str) -> Values | None:
 
 def error(key: str) -> Callable[[Trainers, str], Values]:
     """An error at the end over Adam's of the same seed."""
-    return lambda trainers, name: _ratios(trainers[name][key], trainers[BASELINE][key])
+    return lambda trainers, name: ratios(trainers[name][key], trainers[BASELINE][key])
 
 
 def test_error(rivals: Sequence[str]) -> Callable[[Trainers, str], Values]:
@@ -87,8 +87,9 @@ def spread(trainers: Trainers, name: str) -> Values:
     return [own / adam]
 
 
-def _ratios(own: Values, adam: Values) -> Values:
+def ratios(own: Values, other: Values) -> Values:
+    """Seed by seed; None where one of them has none."""
     return [
         None if a is None or b is None else a / b
-        for a, b in zip(own, adam, strict=True)
+        for a, b in zip(own, other, strict=True)
     ]

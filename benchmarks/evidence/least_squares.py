@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from benchmarks.evidence import fitted
+from benchmarks.evidence import fitted, grown
 from benchmarks.evidence.claim import Claim, Proof
 from benchmarks.evidence.page import Page
 from benchmarks.jobs import JOBS
@@ -13,6 +13,17 @@ ABSTRACT = "Khadilkar 2023, abstract"
 ASKED = "Asked by users of small regression networks"
 SECOND_ORDER = ("levenberg_marquardt", "variable_projection")
 ALL = ("ills", "ills_published", "lbfgs", *SECOND_ORDER)
+
+UCI = (
+    "diabetes",
+    "yacht",
+    "bostonHousing",
+    "energy",
+    "concrete",
+    "wine-quality-red",
+    "kin8nm",
+    "power-plant",
+)
 
 # Seven problems, each clean and with noisy targets.
 problems = partial(Claim, job="ills", tasks=JOBS["ills"].tasks)
@@ -71,6 +82,131 @@ CLAIMS = (
             fitted.test_error(("adam", "lbfgs")), ("ills", *SECOND_ORDER)
         ),
         reading="Early stopping looks at a part of the training data only.",
+    ),
+    Claim(
+        name="ills-growth",
+        says="Larger networks and more data: still less time than gradient descent",
+        where="Khadilkar 2023, abstract: intended to be extensible",
+        job="ills_growth",
+        tasks=("width", "depth", "samples"),
+        quantity="time to Adam's final training error / Adam's",
+        cases=grown.sizes(fitted.seconds),
+        strict=True,
+        reading=(
+            "Widths from 5 to 200 units, up to four hidden layers, up to a million "
+            "rows."
+        ),
+    ),
+    Claim(
+        name="ills-activations",
+        says="Any activation, rectifiers included: a lower training error than Adam's",
+        where="Khadilkar 2023 has invertible activations; others are asked for",
+        job="ills_growth",
+        tasks=("activations",),
+        quantity="training error at the end / Adam's",
+        cases=grown.sizes(fitted.error("train")),
+    ),
+    Claim(
+        name="ills-noise",
+        says="Noisy targets: a test error no higher than Adam's",
+        where=ASKED,
+        job="ills_robust",
+        tasks=("noise",),
+        quantity="test error with early stopping / Adam's",
+        cases=grown.corrupted({"ILLS": "Adam", "L-BFGS": "Adam"}),
+    ),
+    Claim(
+        name="ills-outliers",
+        says="Gross outliers: a test error no higher than Adam's with Huber's loss",
+        where=ASKED,
+        job="ills_robust",
+        tasks=("outliers",),
+        quantity="test error with early stopping / Adam's with Huber's loss",
+        cases=grown.corrupted(
+            {
+                "ILLS": "Adam, Huber",
+                "ILLS, Huber": "Adam, Huber",
+                "ILLS, Tukey": "Adam, Huber",
+            }
+        ),
+        reading="The default loss is squared, and is not meant for outliers.",
+    ),
+    Claim(
+        name="ills-missing",
+        says="Missing targets: a test error no higher than Adam's with the same mask",
+        where=ASKED,
+        job="ills_robust",
+        tasks=("missing",),
+        quantity="test error with early stopping / Adam's, masked in the same way",
+        cases=grown.corrupted(
+            {"ILLS, mask": "Adam, mask", "ILLS, complete rows": "Adam, complete rows"}
+        ),
+    ),
+    Claim(
+        name="ills-planted",
+        says="The diagnostics find a planted fault",
+        where="Asked by users: every step is open to inspection",
+        job="ills_planted",
+        tasks=JOBS["ills_planted"].tasks,
+        quantity="share of ten seeds in which the fault is not found",
+        cases=grown.missed,
+        limit=0.0,
+        log=False,
+        form="{:.0%}",
+        reading="By one fixed rule a fault, whose limit was chosen on other seeds.",
+    ),
+    Claim(
+        name="ills-alarms",
+        says="The same rules find nothing where nothing was planted",
+        where="Asked by users: every step is open to inspection",
+        job="ills_planted",
+        tasks=JOBS["ills_planted"].tasks,
+        quantity="share of ten seeds with a false alarm",
+        cases=grown.false_alarms,
+        limit=0.0,
+        log=False,
+        form="{:.0%}",
+    ),
+    Claim(
+        name="ills-uci",
+        says="UCI sets: a test error no higher than Adam's",
+        where="The protocol of Hernandez-Lobato and Adams 2015",
+        job="ills_uci",
+        tasks=UCI,
+        quantity="test error / Adam's on the same split",
+        cases=grown.over_adam,
+        reading=(
+            "Twenty random splits, one hidden layer of 50 units, early stopping on a "
+            "part of the training data."
+        ),
+    ),
+    Claim(
+        name="ills-uci-published",
+        says="UCI sets: a test error no higher than the lowest published one",
+        where="PBP, MC dropout and deep ensembles, with sources in the results",
+        job="ills_uci",
+        tasks=UCI,
+        quantity="mean test error / the lowest of three published ones",
+        cases=grown.over_published,
+        reading=(
+            "Deep ensembles are five networks. Sets whose published errors have no "
+            "digit to compare with are left out, and so is one without figures."
+        ),
+    ),
+    Claim(
+        name="ills-recovery",
+        says="A student recovers its teacher",
+        where=ASKED,
+        job="ills_recovery",
+        tasks=("noise_free",),
+        quantity="training error / spread of the targets",
+        cases=grown.recovered,
+        limit=0.01,
+        form="{:.2g}",
+        reading=(
+            "A teacher of ten tanh units without noise, students of as many or more. "
+            "The quartiles tell how often."
+        ),
     ),
 )
 
