@@ -6,23 +6,19 @@ a grid; iterations and seconds are those that each trainer needs to get there.
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from sklearn.neural_network import MLPRegressor
 from tqdm import tqdm
 
-from benchmarks.job import BASELINE, Job, Options, Result
-from benchmarks.regression import tables
+from benchmarks.job import Job, Options, Result
+from benchmarks.regression import races, tables
 from benchmarks.regression.problems import CORRUPTIONS, PROBLEMS, Split, load
-from benchmarks.regression.trainers import TRAINERS, Trainer
-from linboost_optax import ills
+from benchmarks.regression.trainers import TRAINERS
 
-ROUNDS = 5  # of the clock
 SKLEARN = "sklearn"  # its own loop, which has no curve: errors at the end only
 
 
@@ -42,76 +38,33 @@ def _cell(name: str, corruption: str, options: Options) -> dict[str, Any]:
     trainers = {
         key: TRAINERS[key]
         for key in options.optimizers
-        if key in TRAINERS and TRAINERS[key].competes(corruption, first[0], first[2])
+        if key in TRAINERS
+        and TRAINERS[key].competes(corruption, first.split, first.params)
     }
+    if options.quick:
+        trainers = races.shortened(trainers)
     rows = []
     for seed in range(options.seeds):
         start = _start(name, corruption, seed)
-        rows.append(_seed(start, trainers, options.quick))
+        rows.append(races.race(start, trainers))
         if SKLEARN in options.optimizers:
-            mlp = _mlp(start[0], PROBLEMS[name].hidden, seed, options.quick)
+            mlp = _mlp(start.split, PROBLEMS[name].hidden, seed, options.quick)
             rows[-1][SKLEARN] = mlp
-    seconds = _seconds(first, trainers, options.quick)
+    seconds = races.seconds(first, trainers, 1 if options.quick else races.ROUNDS)
 
     def entry(key: str) -> dict[str, Any]:
-        known = trainers.get(key)
-        return {
-            "label": known.label if known else "MLPRegressor",
-            "unit": known.unit if known else "iterations",
-            "seconds_an_iteration": seconds.get(key),
-            **{error: [row[key][error] for row in rows] for error in rows[0][key]},
-        }
+        of_seeds = [row[key] for row in rows]
+        if key == SKLEARN:
+            return races.entry(of_seeds, "MLPRegressor")
+        known = trainers[key]
+        return races.entry(of_seeds, known.label, known.unit, seconds[key])
 
-    samples = len(first[0].train[0])
+    samples = len(first.split.train[0])
     return {"samples": samples, "trainers": {key: entry(key) for key in rows[0]}}
 
 
-def _start(name: str, corruption: str, seed: int) -> tuple[Split, Any, Any]:
-    split = load(name, corruption, seed)
-    inputs, targets = split.train
-    sizes = (inputs.shape[1], *PROBLEMS[name].hidden, targets.shape[1])
-    params = ills.init_mlp(jax.random.key(seed), sizes)
-    return split, ills.network(params), params
-
-
-def _train(trainer: Trainer, start: Any, rate: Any, steps: int, full: bool) -> Any:
-    split, network, params = start
-    return trainer.train(
-        network, params, split, rate, steps=steps, full=full, loss=trainer.loss
-    )
-
-
-def _seed(start: Any, trainers: dict[str, Trainer], quick: bool) -> dict[str, Any]:
-    """Curves of every trainer from one start, reduced to the numbers reported."""
-    curves: dict[str, list[np.ndarray]] = {}
-    for key, trainer in trainers.items():
-        steps = 3 if quick else trainer.steps
-        runs = (_train(trainer, start, rate, steps, True) for rate in trainer.rates)
-        curves[key] = [np.asarray(curve) for _, curve in runs]
-    target = float(min(curve[-1, 0] for curve in curves[BASELINE]))
-    return {key: reduced(runs, target) for key, runs in curves.items()}
-
-
-def reduced(runs: list[np.ndarray], target: float) -> dict[str, float]:
-    """Best of a grid by training error; for early stopping by validation error.
-
-    A run has a row an iteration: training, validation and test error.
-    """
-    best = min(runs, key=lambda run: np.nan_to_num(run[-1, 0], nan=np.inf))
-    stopped = min(runs, key=lambda run: np.nanmin(run[:, 1]))
-    at = int(np.nanargmin(stopped[:, 1]))
-    return {
-        "iterations": min(first_below(run[:, 0], target) for run in runs),
-        "train": float(best[-1, 0]),
-        "test": float(best[-1, 2]),
-        "test_early_stopping": float(stopped[at, 2]),
-    }
-
-
-def first_below(curve: np.ndarray, target: float) -> float:
-    """Iterations until the error is at the target; infinite if it never is."""
-    hit = np.flatnonzero(curve <= target)
-    return float(hit[0] + 1) if len(hit) else float("inf")
+def _start(name: str, corruption: str, seed: int) -> races.Start:
+    return races.begin(load(name, corruption, seed), PROBLEMS[name].hidden, seed)
 
 
 def _mlp(
@@ -139,24 +92,6 @@ def _mlp(
         "test": error(split.test),
         "test_early_stopping": float("nan"),
     }
-
-
-def _seconds(start: Any, trainers: dict[str, Trainer], quick: bool) -> dict[str, float]:
-    """Seconds an iteration: least of interleaved rounds, compiled beforehand."""
-    steps = {key: 3 if quick else trainer.timed for key, trainer in trainers.items()}
-
-    def train(key: str) -> float:
-        begin = time.perf_counter()
-        trainer = trainers[key]
-        rate = None if trainer.rates == (None,) else 1e-2
-        jax.block_until_ready(_train(trainer, start, rate, steps[key], False))
-        return (time.perf_counter() - begin) / steps[key]
-
-    for key in trainers:
-        train(key)
-    rounds = range(1 if quick else ROUNDS)
-    seconds = [{key: train(key) for key in trainers} for _ in rounds]
-    return {key: min(spent[key] for spent in seconds) for key in trainers}
 
 
 def across(results: Sequence[Result]) -> str:

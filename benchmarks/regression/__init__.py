@@ -1,1 +1,1 @@
-"""Regression problems, the trainers that the `ills` job compares, and its tables."""
+"""Regression problems, trainers and races of the `ills` jobs, and their tables."""

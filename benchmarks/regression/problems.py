@@ -17,7 +17,8 @@ from sklearn.model_selection import train_test_split
 
 from linboost_optax import ills
 
-Draw = Callable[[int], tuple[np.ndarray, np.ndarray]]
+Rows = tuple[np.ndarray, np.ndarray]  # inputs and targets
+Draw = Callable[[int], Rows]
 CORRUPTIONS = ("clean", "noise", "outliers")
 
 
@@ -86,13 +87,13 @@ def friedman3(seed: int) -> tuple[np.ndarray, np.ndarray]:
 @problem(20)
 def teacher(seed: int) -> tuple[np.ndarray, np.ndarray]:
     """A random network of one hidden layer."""
-    return _teacher(seed, (10,))
+    return network_data(seed, (10,))
 
 
 @problem(20, 20)
 def teacher2(seed: int) -> tuple[np.ndarray, np.ndarray]:
     """A random network of two hidden layers."""
-    return _teacher(seed, (10, 10))
+    return network_data(seed, (10, 10))
 
 
 def load(name: str, corruption: str, seed: int) -> Split:
@@ -102,17 +103,38 @@ def load(name: str, corruption: str, seed: int) -> Split:
     x, x_test, y, y_test = parts
     parts = train_test_split(x, y, test_size=0.125, random_state=seed)
     x, x_val, y, y_val = parts
+    (x, y), *others = standardised((x, y), (x_val, y_val), (x_test, y_test))
+    return as_split((x, _corrupt(y, corruption, seed)), *others)
+
+
+def standardised(*parts: Rows) -> list[Rows]:
+    """Inputs and targets at mean 0 and spread 1 of the first part, which is trained."""
+    x, y = parts[0]
     x_mean, x_std = x.mean(0), x.std(0)
     y_mean, y_std = y.mean(0), y.std(0)
     # Pixels that never change would be divided by zero.
     x_std[x_std == 0], y_std[y_std == 0] = 1, 1
+    return [((a - x_mean) / x_std, (b - y_mean) / y_std) for a, b in parts]
 
-    def scaled(a: np.ndarray, b: np.ndarray) -> tuple[jax.Array, jax.Array]:
-        a, b = (a - x_mean) / x_std, (b - y_mean) / y_std
-        return jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32)
 
-    y = y_mean + y_std * _corrupt((y - y_mean) / y_std, corruption, seed)
-    return Split(scaled(x, y), scaled(x_val, y_val), scaled(x_test, y_test))
+def as_split(*parts: Rows) -> Split:
+    """Training, validation and test data, as the trainers take them."""
+
+    def arrays(part: Rows) -> tuple[jax.Array, jax.Array]:
+        x, y = part
+        return jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.float32)
+
+    return Split(*map(arrays, parts))
+
+
+def friedman(rows: int, seed: int) -> Split:
+    """Friedman's first function without noise, with this many training rows."""
+    held = 200, 500
+    total = rows + sum(held)
+    x, y = datasets.make_friedman1(n_samples=total, random_state=seed)
+    ends = rows, rows + held[0]
+    cut = zip(np.split(x, ends), np.split(y[:, None], ends), strict=True)
+    return as_split(*standardised(*cut))
 
 
 def _corrupt(y: np.ndarray, corruption: str, seed: int) -> np.ndarray:
@@ -125,9 +147,10 @@ def _corrupt(y: np.ndarray, corruption: str, seed: int) -> np.ndarray:
     return y
 
 
-def _teacher(seed: int, hidden: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+def network_data(seed: int, hidden: tuple[int, ...], outputs: int = 1) -> Rows:
+    """Inputs of five features, and the outputs of a random tanh network."""
     key_x, key_w = jax.random.split(jax.random.key(seed))
     x = jax.random.normal(key_x, (1500, 5))
-    params = ills.init_mlp(key_w, (5, *hidden, 1))
+    params = ills.init_mlp(key_w, (5, *hidden, outputs))
     params = [(2 * w, b) for w, b in params]
     return np.asarray(x), np.asarray(ills.predict(ills.network(params), params, x))

@@ -31,7 +31,7 @@ def to_target(results: Sequence[Result]) -> str:
             for entry in cell["trainers"].values():
                 errors = [over_seeds(entry[key], "{:.4f}") for key in ERRORS]
                 row = [result["title"], corruption, entry["label"]]
-                rows.append([*row, *_speed(entry, baseline), *errors])
+                rows.append([*row, *speed(entry, baseline), *errors])
     return table(header.split(" | "), rows)
 
 
@@ -67,7 +67,7 @@ def draw(result: Result, path: Path) -> None:
     axis = figure.subplots()
     width = 0.8 / max(1, len(keys))
     for at, key in enumerate(keys):
-        times = [_times(cell.get(key), cell[BASELINE]) for cell in _trainers(result)]
+        times = [times(cell.get(key), cell[BASELINE]) for cell in _trainers(result)]
         places = np.arange(len(times)) + width * (at - (len(keys) - 1) / 2)
         # Bars hang from 1 or stand on it: a logarithmic axis has no zero to start at.
         over = np.where(np.isfinite(times), times, np.nan) - 1
@@ -83,7 +83,7 @@ def draw(result: Result, path: Path) -> None:
     figures.save(figure, path)
 
 
-def _speed(entry: dict[str, Any], baseline: dict[str, Any]) -> list[str]:
+def speed(entry: dict[str, Any], baseline: dict[str, Any]) -> list[str]:
     """Iterations, seconds, and both as multiples of the baseline's."""
     taken = _iterations(entry)
     if not math.isfinite(np.median(taken)):
@@ -119,7 +119,7 @@ def _trainers(result: Result) -> list[dict[str, Any]]:
     return [cell["trainers"] for cell in result["data"].values()]
 
 
-def _times(entry: dict[str, Any] | None, baseline: dict[str, Any]) -> float:
+def times(entry: dict[str, Any] | None, baseline: dict[str, Any]) -> float:
     """Time to the target relative to the baseline's, infinite where not reached."""
     if entry is None:
         return math.inf

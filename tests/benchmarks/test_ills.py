@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from benchmarks.jobs import ills, ills_recovery
-from benchmarks.regression import tables
-from benchmarks.regression.problems import PROBLEMS, load
+from benchmarks.regression import races, sizes, tables
+from benchmarks.regression.problems import PROBLEMS, friedman, load
 from benchmarks.regression.trainers import TRAINERS
 
 pytestmark = pytest.mark.slow
@@ -57,12 +57,35 @@ def test_losses_other_than_squared_compete_on_outliers_only():
 
 @pytest.mark.parametrize("name", ["adam_batches", "lbfgs"])
 def test_trainers_lower_the_error_and_look_at_all_splits(name):
-    start = ills._start("diabetes", "clean", 0)
-    trainer = TRAINERS[name]
-    _, curve = ills._train(trainer, start, 1e-2, steps=3, full=True)
+    split = load("diabetes", "clean", 0)
+    start = races.begin(split, PROBLEMS["diabetes"].hidden, 0)
+    trainer = races.shortened(TRAINERS)[name]
+    _, curve = races.train(trainer, start, 1e-2, full=True)
     assert curve.shape == (3, 3)
     assert np.all(np.isfinite(curve))
     assert curve[-1, 0] < curve[0, 0]
+
+
+def test_many_rows_leave_a_share_of_the_iterations():
+    known = {key: TRAINERS[key] for key in ("adam", "ills")}
+    first, *_, last = (
+        point.trainers(known) for point in sizes.GROWTHS["samples"].points
+    )
+    assert [each.steps for each in first.values()] == [2000, 300]
+    assert [each.steps for each in last.values()] == [200, 30]
+    assert [each.timed for each in last.values()] == [5, 5]
+    assert first["adam"].rates == TRAINERS["adam"].rates
+    assert (last["adam"].rates, last["ills"].rates) == ((1e-2, 3e-2), (None,))
+    assert first["ills"].train is TRAINERS["ills"].train
+    assert last["ills"].train is sizes.in_chunks
+    assert last["adam"].train is TRAINERS["adam"].train
+
+
+def test_a_function_without_noise_is_split_as_one_likes():
+    train, validation, test = friedman(50, seed=0)
+    assert [len(part[0]) for part in (train, validation, test)] == [50, 200, 500]
+    np.testing.assert_allclose(np.std(np.asarray(train[1])), 1, atol=1e-4)
+    assert 0.8 < float(np.std(np.asarray(test[1]))) < 1.2
 
 
 def test_a_grid_is_reduced_to_its_best_runs():
@@ -70,14 +93,14 @@ def test_a_grid_is_reduced_to_its_best_runs():
     careful = np.array([[0.9, 0.7, 0.6], [0.8, 0.5, 0.4], [0.7, 0.6, 0.5]])
     diverged = np.full((3, 3), np.nan)
     diverged[0] = 5.0
-    row = ills.reduced([quick, careful, diverged], target=0.5)
+    row = races.reduced([quick, careful, diverged], target=0.5)
     assert row == {
         "iterations": 2,
         "train": 0.4,
         "test": 1.1,
         "test_early_stopping": 0.4,
     }
-    assert ills.reduced([careful], target=0.5)["iterations"] == math.inf
+    assert races.reduced([careful], target=0.5)["iterations"] == math.inf
 
 
 def cell(**trainers):

@@ -198,6 +198,16 @@ def test_ills_reports_every_trainer_it_is_asked_for(tmp_path, capsys):
     assert all(f" {entry['label']} |" in printed for entry in trainers.values())
 
 
+def test_ills_growth_job(tmp_path, capsys):
+    result = run("ills_growth", tmp_path, "--optimizers", "ills", task="samples")
+    (point,) = result["points"]
+    assert (point["size"], point["rows"]) == ("1,000,000", 100)
+    adam, least = point["trainers"].values()
+    assert (adam["at_most"], least["at_most"]) == (3, 3)
+    assert 0 < least["train"][0] < adam["train"][0]
+    assert "| 1,000,000 |    ILLS |" in capsys.readouterr().out
+
+
 def test_ills_recovery_job(tmp_path, capsys):
     result = run("ills_recovery", tmp_path, task="noise_free")
     (row,) = result["rows"]
