@@ -9,7 +9,7 @@ import numpy as np
 
 from linboost_optax.ills._data import read_batch
 from linboost_optax.ills._model.matrices import Matrices, read_matrices
-from linboost_optax.ills._model.network import Network
+from linboost_optax.ills._model.network import DenseLayer, Network
 from linboost_optax.ills._numerics.chunks import Batch
 from linboost_optax.ills._numerics.least_squares import (
     add_diagonal,
@@ -22,6 +22,10 @@ from linboost_optax.ills._settings import Regression, Settings
 from linboost_optax.ills._steps.iteration import IllsState
 from linboost_optax.ills._steps.problem import update_scale, working_batch
 from linboost_optax.ills._steps.scale import Robust
+
+# Slopes of at most this are those of a saturated unit: of tanh beyond 2.2, of a sigmoid
+# beyond 2.9.
+_FLAT = 0.05
 
 
 class LayerDiagnostics(NamedTuple):
@@ -37,6 +41,9 @@ class LayerDiagnostics(NamedTuple):
       condition: of the weighted, unit-diagonal Gram matrix, ``[unit]``.
       clipped: share of ideal activations outside the range, ``[unit]``; samples
         count as they do in the objective.
+      saturated: share of activations with a slope of at most 0.05, where a change of
+        the pre-activation is hardly felt, ``[unit]``; samples count as above. Of a
+        rectifier it is the share of samples on which the unit is off.
     """
 
     name: str
@@ -47,6 +54,7 @@ class LayerDiagnostics(NamedTuple):
     r2: np.ndarray
     condition: np.ndarray
     clipped: np.ndarray
+    saturated: np.ndarray
 
 
 def ills_diagnostics(
@@ -64,9 +72,10 @@ def ills_diagnostics(
 
     For every hidden layer: the ideal pre-activations, the weights :math:`c_{ij}` and
     fit of their regression on the layer's inputs, its :math:`R^2`, its condition
-    number, and the share of ideal activations that no pre-activation can reach. With
-    ``method="weighted"`` the latter are :math:`a + \varphi'(z) t`, to first order, and
-    nothing is clipped; with ``"published"`` they are what is clipped.
+    number, the share of ideal activations that no pre-activation can reach, and the
+    share of activations that are saturated. With ``method="weighted"`` ideal
+    activations are :math:`a + \varphi'(z) t`, to first order, and nothing is clipped;
+    with ``"published"`` they are what is clipped.
 
     Args:
       network: the dense layers.
@@ -116,7 +125,7 @@ def ills_diagnostics(
     answers = _answers(settings, Robust(scale, settled), matrices, data)
     shares = np.asarray(data.shares)
     return [
-        _report(layer.kernel, answer, shares)
+        _report(layer, answer, shares)
         for layer, answer in zip(network.hidden, answers, strict=True)
     ]
 
@@ -162,10 +171,11 @@ def _answer(settings: Settings, matrix: jax.Array, asked: Regression) -> Answer:
     return Answer(asked, fitted, gram, r2)
 
 
-def _report(name: str, answer: Answer, shares: np.ndarray) -> LayerDiagnostics:
+def _report(layer: DenseLayer, answer: Answer, shares: np.ndarray) -> LayerDiagnostics:
     z, change = answer.asked.pre_activations, answer.asked.change
+    flat = np.abs(np.asarray(layer.activation.slope(z))) <= _FLAT
     return LayerDiagnostics(
-        name=name,
+        name=layer.kernel,
         pre_activations=np.asarray(z).T,
         ideal=np.asarray(z + change).T,
         fitted=np.asarray(z + answer.fitted).T,
@@ -173,6 +183,7 @@ def _report(name: str, answer: Answer, shares: np.ndarray) -> LayerDiagnostics:
         r2=np.asarray(answer.r2),
         condition=_condition(np.asarray(answer.gram, np.float64)),
         clipped=np.asarray(answer.asked.outside) @ shares,
+        saturated=flat @ shares,
     )
 
 

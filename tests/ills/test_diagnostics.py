@@ -84,6 +84,30 @@ def test_two_layers_and_a_dead_unit():
     matplotlib.pyplot.close(figure)
 
 
+@pytest.mark.parametrize(
+    ("activation", "expected"),
+    [
+        # 1 - tanh(z)^2 is 0.071 at 2 and 0.045 at 2.25.
+        ("tanh", [2 / 8, 1.0]),
+        # s (1 - s) is 0.053 at 2.8 and 0.045 at 3.
+        ("sigmoid", [1 / 8, 1.0]),
+        ("relu", [1 / 8, 0.0]),
+    ],
+)
+def test_saturated_is_the_share_of_flat_activations(activation, expected):
+    """Units of one input: z = x, and z = 4 + x / 10; the second sample weighs 4."""
+    x = jnp.asarray([[0.5], [2.0], [2.25], [3.0], [-0.1]])
+    weights = jnp.asarray([1.0, 4.0, 1.0, 1.0, 1.0])
+    params = [
+        (jnp.asarray([[1.0, 0.1]]), jnp.asarray([0.0, 4.0])),
+        (jnp.ones((2, 1)), jnp.zeros(1)),
+    ]
+    (layer,) = ills.ills_diagnostics(
+        ills.network(params, activation), params, x, x[:, 0], sample_weight=weights
+    )
+    np.testing.assert_allclose(layer.saturated, expected, atol=1e-6)
+
+
 def test_clipped_counts_samples_as_they_weigh():
     """As if each sample stood there as many times as its weight says."""
     x = jax.random.normal(jax.random.key(0), (60, 3))
