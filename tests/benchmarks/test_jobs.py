@@ -217,6 +217,25 @@ def test_ills_recovery_job(tmp_path, capsys):
     assert "| 10 units, 0 restarts |" in capsys.readouterr().out
 
 
+def test_ills_robust_job(tmp_path, capsys):
+    result = run("ills_robust", tmp_path, task="missing")
+    assert result["levels"] == [0.2]
+    assert len(result["test"]) == 4
+    errors = {label: each for label, ((each,),) in result["test"].items()}
+    assert errors["ILLS, mask"] < errors["Adam, mask"] < 2
+    # Fewer rows give other weights.
+    assert errors["ILLS, complete rows"] != errors["ILLS, mask"]
+    assert "| ILLS, complete rows |" in capsys.readouterr().out
+
+
+def test_ills_planted_job(tmp_path, capsys):
+    result = run("ills_planted", tmp_path, task="dependent_inputs")
+    (row,) = result["rows"]
+    assert (row["found"], row["alarm"]) == ([True], [False])
+    assert row["control"][0] < result["limit"] < row["planted"][0]
+    assert "1 of 1 |             0 of 1" in capsys.readouterr().out
+
+
 def test_ills_memory_job(tmp_path):
     result = run("ills_memory", tmp_path, task="million_rows")
     assert result["peak_bytes"] >= result["bytes_before"] > 2**26
