@@ -147,11 +147,13 @@ JOB = Job(
         "early stopping: at the least error on a fifth of the data that is corrupted "
         "like the training data, of the whole run (300 iterations of ILLS, 2,000 of "
         "Adam at the best of four rates, 1,000 of L-BFGS). That error is the mean "
-        "squared one, for robust losses the mean absolute one. Medians over the seeds "
-        "with their range in brackets. Of 1,500 rows 900 are trained on; one hidden "
-        "layer of 20. Targets are missing one by one, at random; a row is complete if "
-        f'none of its four is, and "-" says that fewer than {corruption.FEWEST} rows '
-        "were, to train on or to stop by."
+        "squared one, for robust losses the mean absolute one. Adam's Huber loss is "
+        "linear beyond one standard deviation of the targets, that of ILLS beyond one "
+        "of the residuals. Medians over the seeds with their range in brackets. Of "
+        "1,500 rows 900 are trained on; one hidden layer of 20. Targets are missing "
+        "one by one, at random; a row is complete if none of its four is, and "
+        f'"-" says that fewer than {corruption.FEWEST} rows were, to train on or to '
+        "stop by."
     ),
     tasks=tuple(SWEEPS),
     seeds=5,
