@@ -1,6 +1,7 @@
 """What the ILLS jobs on robustness and faults corrupt, plant and look for."""
 
-import jax.numpy as jnp
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -83,15 +84,15 @@ def test_rules_value_units_layers_and_rows():
 
 def test_a_fault_is_found_if_it_is_flagged_and_first(monkeypatch):
     values = {True: np.array([3.0, 5.0]), False: np.array([4.0, 1.0])}
-    monkeypatch.setattr(planted, "look", lambda rule, case: values[case.planted])
-
-    class Fault:
-        def __init__(self, at, planted):
-            self.at, self.planted = at, planted
+    monkeypatch.setattr(planted, "look", lambda rule, case: values[case.network])
 
     def search(at, limit):
-        rule = planted.Rule("", lambda layers: jnp.zeros(1), limit)
-        return planted.search(rule, lambda s, there, q: Fault(at, there), 0, True)
+        def build(seed: int, there: Any, quick: bool) -> planted.Case:
+            nothing: Any = None
+            return planted.Case(there, nothing, nothing, nothing, at)
+
+        rule = planted.Rule("", lambda layers: np.zeros(1), limit)
+        return planted.search(rule, build, 0, True)
 
     assert search(1, 2.0) == {
         "found": True,
