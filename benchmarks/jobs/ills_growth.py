@@ -92,7 +92,7 @@ def draw(result: Result, path: Path) -> None:
             style["linestyle"] = "none"
         style["label"] = entries[0]["label"]
         places = range(len(points))
-        taken = [tables.times(*pair) for pair in zip(entries, adam, strict=True)]
+        taken = [tables.time_over(*pair) for pair in zip(entries, adam, strict=True)]
         time.plot(places, np.where(np.isfinite(taken), taken, np.nan), **style)
         for axis, what in zip(errors, ("train", "test"), strict=True):
             values = np.array([_over_seeds(each[what]) for each in entries]).T

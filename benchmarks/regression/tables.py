@@ -67,7 +67,7 @@ def draw(result: Result, path: Path) -> None:
     axis = figure.subplots()
     width = 0.8 / max(1, len(keys))
     for at, key in enumerate(keys):
-        times = [times(cell.get(key), cell[BASELINE]) for cell in _trainers(result)]
+        times = [time_over(cell.get(key), cell[BASELINE]) for cell in _trainers(result)]
         places = np.arange(len(times)) + width * (at - (len(keys) - 1) / 2)
         # Bars hang from 1 or stand on it: a logarithmic axis has no zero to start at.
         over = np.where(np.isfinite(times), times, np.nan) - 1
@@ -119,7 +119,7 @@ def _trainers(result: Result) -> list[dict[str, Any]]:
     return [cell["trainers"] for cell in result["data"].values()]
 
 
-def times(entry: dict[str, Any] | None, baseline: dict[str, Any]) -> float:
+def time_over(entry: dict[str, Any] | None, baseline: dict[str, Any]) -> float:
     """Time to the target relative to the baseline's, infinite where not reached."""
     if entry is None:
         return math.inf
