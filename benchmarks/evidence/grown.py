@@ -101,7 +101,9 @@ def over_adam(results: Sequence[Result]) -> list[Case]:
         Case(
             f"{result['task']}, {result['samples']:,} rows",
             {
-                entry["label"]: fitted.ratios(entry["rmse"], result["methods"][BASELINE]["rmse"])
+                entry["label"]: fitted.ratios(
+                    entry["rmse"], result["methods"][BASELINE]["rmse"]
+                )
                 for name, entry in result["methods"].items()
                 if name != BASELINE
             },

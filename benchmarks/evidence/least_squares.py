@@ -11,8 +11,8 @@ from benchmarks.jobs import JOBS
 
 ABSTRACT = "Khadilkar 2023, abstract"
 ASKED = "Asked by users of small regression networks"
-SECOND_ORDER = ("levenberg_marquardt", "variable_projection")
-ALL = ("ills", "ills_published", "lbfgs", *SECOND_ORDER)
+SECOND_ORDER = ("marquardt", "projection")
+ALL = ("ills", "published", "lbfgs", *SECOND_ORDER)
 
 UCI = (
     "diabetes",

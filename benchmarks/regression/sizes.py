@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
-import jax
-import optax
-
-from benchmarks.regression.errors import errors as errors_of
-from benchmarks.regression.trainers import Trainer
-from linboost_optax import ills
+from benchmarks.regression.trainers import Trainer, by_ills
 
 CHUNK = 8192
+IN_CHUNKS = by_ills(chunk_size=CHUNK)
 ACTIVATIONS = ("tanh", "sigmoid", "relu", "leaky_relu", "softplus", "elu")
 # Few iterations leave the small rates behind: on many rows they would only cost time.
 FAST_RATES = (1e-2, 3e-2)
@@ -56,7 +50,7 @@ class Point:
             rates = FAST_RATES
         train = trainer.train
         if self.chunked and trainer.label == "ILLS":
-            train = in_chunks
+            train = IN_CHUNKS
         return replace(trainer, train=train, steps=steps, timed=timed, rates=rates)
 
 
@@ -94,8 +88,8 @@ GROWTHS = {
         (
             Point("1,000"),
             Point("10,000", rows=10_000, share=0.5, seeds=3),
-            Point("100,000", rows=100_000, share=0.25, seeds=1),
-            Point("1,000,000", rows=1_000_000, share=0.1, seeds=1, chunked=True),
+            Point("100,000", rows=100_000, share=0.25, seeds=3),
+            Point("1,000,000", rows=1_000_000, share=0.1, seeds=3, chunked=True),
         ),
     ),
     "activations": Growth(
@@ -104,23 +98,3 @@ GROWTHS = {
         tuple(Point(name, activation=name) for name in ACTIVATIONS),
     ),
 }
-
-
-@functools.partial(jax.jit, static_argnames=("network", "steps", "full", "loss"))
-def in_chunks(network, params, split, rate, *, steps, full=False, loss="squared"):
-    """ILLS as among the trainers, with samples taken `CHUNK` at a time."""
-    del rate
-    tx: Any = ills.ills(network, loss=loss, chunk_size=CHUNK)
-    x, y = split[0]
-
-    def step(carry, _):
-        updates, state = tx.update(None, carry[1], carry[0], inputs=x, targets=y)
-        params = optax.apply_updates(carry[0], updates)
-        if full:
-            return (params, state), errors_of(network, params, split, True)
-        return (params, state), state.objective[None]
-
-    (params, _), curve = jax.lax.scan(
-        step, (params, tx.init(params)), None, length=steps
-    )
-    return params, curve

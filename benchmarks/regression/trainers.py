@@ -156,30 +156,38 @@ def lbfgs(network, params, split, rate, *, steps, full=False, loss="squared"):
     return params, curve
 
 
-@trainer("ills_tukey", "ILLS, Tukey", 300, **TUKEY)
-@trainer("ills_huber", "ILLS, Huber", 300, **HUBER)
-@trainer("ills", "ILLS", 300)
-@functools.partial(jax.jit, static_argnames=("network", "steps", "full", "loss"))
-def least_squares(network, params, split, rate, *, steps, full=False, loss="squared"):
-    """ILLS, all else by default."""
-    del rate
-    tx: Any = ills.ills(network, loss=loss)
-    x, y = split[0]
+def by_ills(**options: Any) -> Callable[..., tuple[Any, jax.Array]]:
+    """ILLS, all but some options by default."""
 
-    def step(carry, _):
-        params, state = carry
-        updates, state = tx.update(None, state, params, inputs=x, targets=y)
-        params = optax.apply_updates(params, updates)
-        if full:
-            return (params, state), errors_of(network, params, split, True)
-        return (params, state), state.objective[None]
+    @functools.partial(jax.jit, static_argnames=("network", "steps", "full", "loss"))
+    def train(network, params, split, rate, *, steps, full=False, loss="squared"):
+        del rate
+        tx: Any = ills.ills(network, loss=loss, **options)
+        x, y = split[0]
 
-    (params, _), curve = jax.lax.scan(
-        step, (params, tx.init(params)), None, length=steps
-    )
-    return params, curve
+        def step(carry, _):
+            params, state = carry
+            updates, state = tx.update(None, state, params, inputs=x, targets=y)
+            params = optax.apply_updates(params, updates)
+            if full:
+                return (params, state), errors_of(network, params, split, True)
+            return (params, state), state.objective[None]
+
+        (params, _), curve = jax.lax.scan(
+            step, (params, tx.init(params)), None, length=steps
+        )
+        return params, curve
+
+    return train
 
 
+least_squares = by_ills()
+trainer("ills", "ILLS", 300)(least_squares)
+trainer("ills_huber", "ILLS, Huber", 300, **HUBER)(least_squares)
+trainer("ills_tukey", "ILLS, Tukey", 300, **TUKEY)(least_squares)
+trainer("published", "ILLS, published", 300, corruptions=("clean", "noise"))(
+    by_ills(method="published")
+)
 trainer("marquardt", "Levenberg-Marquardt", 200, timed=30, **SMALL)(marquardt)
 trainer("projection", "variable projection", 200, timed=30, **SMALL)(
     variable_projection

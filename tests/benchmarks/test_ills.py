@@ -77,7 +77,7 @@ def test_many_rows_leave_a_share_of_the_iterations():
     assert first["adam"].rates == TRAINERS["adam"].rates
     assert (last["adam"].rates, last["ills"].rates) == ((1e-2, 3e-2), (None,))
     assert first["ills"].train is TRAINERS["ills"].train
-    assert last["ills"].train is sizes.in_chunks
+    assert last["ills"].train is sizes.IN_CHUNKS
     assert last["adam"].train is TRAINERS["adam"].train
 
 
