@@ -13,7 +13,7 @@ from benchmarks import figures
 from benchmarks.evidence.claim import Case, Claim, quartiles
 
 MARKS = ("o", "s", "D", "^", "v", "P", "X")
-COLOURS = (3, 1, 2, 0, 4, 5, 6)  # of `figures.style_of`
+COLOURS = (3, 1, 2, 0, *range(4, 18))  # of `figures.style_of`
 
 
 def draw(claim: Claim, cases: Sequence[Case], competitors: Sequence[str]) -> Figure:
@@ -28,8 +28,8 @@ def draw(claim: Claim, cases: Sequence[Case], competitors: Sequence[str]) -> Fig
     axis = figure.subplots()
     edge = _edge(claim, cases)
     for number, label in enumerate(labels):
-        index = competitors.index(label) % len(MARKS)
-        colour = figures.style_of(COLOURS[index])["color"]
+        index = competitors.index(label)
+        colour = figures.style_of(COLOURS[index % len(COLOURS)])["color"]
         shift = 0.7 * ((number + 0.5) / len(labels) - 0.5)
         drawn = label
         for row, case in enumerate(cases):
@@ -40,7 +40,7 @@ def draw(claim: Claim, cases: Sequence[Case], competitors: Sequence[str]) -> Fig
             known = [v for v in case.values[label] if v is not None and v < edge]
             axis.plot(known, [height] * len(known), "|", color=colour, alpha=0.5, ms=5)
             axis.plot([min(low, edge), min(high, edge)], [height] * 2, color=colour)
-            mark = MARKS[index] if middle < edge else ">"
+            mark = MARKS[index % len(MARKS)] if middle < edge else ">"
             axis.plot(min(middle, edge), height, mark, color=colour, ms=6, label=drawn)
             drawn = "_"  # once in the legend
     axis.axvline(claim.limit, color="grey", linestyle=":")

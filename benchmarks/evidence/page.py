@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,18 +96,23 @@ def competitors(page: Page, measured: dict[str, list[Case]]) -> list[str]:
 def summary(
     page: Page, claims: Sequence[Claim], measured: dict[str, list[Case]]
 ) -> str:
-    """A row a claim, a column a competitor."""
-    verdicts = {claim.name: claim.verdicts(measured[claim.name]) for claim in claims}
-    ordered = competitors(page, measured)
+    """A row a claim: the verdict on what leads the page, then how others did."""
     rows = []
     for claim in claims:
-        by_label = verdicts[claim.name]
-        cells = [_said(by_label.get(label)) for label in ordered]
-        rows.append([f"[{claim.says}](#{claim.name})", *cells])
+        verdicts = claim.verdicts(measured[claim.name])
+        main = _main(page, verdicts)
+        verdict = f"{verdicts[main].words}, {_count(verdicts[main])}"
+        if main != page.leading:
+            verdict = f"{main}: {verdict}"
+        others = [
+            f"{label} {_count(each)}"
+            for label, each in verdicts.items()
+            if label != main
+        ]
+        rows.append([f"[{claim.says}](#{claim.name})", verdict, "; ".join(others)])
     for proof in page.proofs:
-        cells = [f"{HOLDS}, by tests", *["" for _ in ordered[1:]]]
-        rows.append([f"[{proof.says}](#{proof.name})", *cells])
-    return table(["claim", *ordered], rows)
+        rows.append([f"[{proof.says}](#{proof.name})", f"{HOLDS}, by tests", ""])
+    return table(["claim", page.leading, "others"], rows)
 
 
 def section(claim: Claim, cases: Sequence[Case], found: Found) -> str:
@@ -162,14 +167,17 @@ def proof_section(proof: Proof) -> str:
 def _rank(page: Page, claim: Claim, cases: Sequence[Case]) -> tuple[int, float]:
     """Worst first, by the competitor that leads the page where it took part."""
     verdicts = claim.verdicts(cases)
-    leading = verdicts.get(page.leading) or next(iter(verdicts.values()))
+    leading = verdicts[_main(page, verdicts)]
     return ORDER.index(leading.words), leading.held / leading.cases
 
 
-def _said(verdict: Verdict | None) -> str:
-    if verdict is None:
-        return ""
-    return f"{verdict.words}, {verdict.held} of {verdict.cases}"
+def _main(page: Page, verdicts: Mapping[str, Verdict]) -> str:
+    """Whose verdict stands for a claim: what leads the page, or else the first."""
+    return page.leading if page.leading in verdicts else next(iter(verdicts))
+
+
+def _count(verdict: Verdict) -> str:
+    return f"{verdict.held} of {verdict.cases}"
 
 
 def _cell(claim: Claim, values: Values | None) -> str:

@@ -125,9 +125,7 @@ def toys(committed):
 def test_what_falls_short_comes_first(toys):
     text = page.render(*toys)
     rows = [line for line in text.splitlines() if line.startswith("| [")]
-    assert "holds in part, 2 of 3" in rows[0]
-    assert "does not hold, 1 of 2" not in rows[0]
-    assert "holds in part, 1 of 2" in rows[0]
+    assert "| holds in part, 2 of 3 | a 1 of 2 |" in re.sub(" +", " ", rows[0])
     assert "holds, 1 of 1" in rows[1]
     assert "holds, by tests" in rows[2]
     assert text.index("(toy)=") < text.index("(sure)=") < text.index("(proof)=")
