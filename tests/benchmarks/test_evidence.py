@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import driver, results
-from benchmarks.evidence import page, raced, swept
+from benchmarks.evidence import fitted, grown, page, raced, swept
 from benchmarks.evidence.claim import Case, Claim, Proof, Verdict, quartiles
 from benchmarks.evidence.figure import draw
 from benchmarks.evidence.pages import PAGES
@@ -266,3 +266,98 @@ def test_coverage_and_collectives_by_hand():
     runs.append({**run, "devices": 4, "batch": 64})
     cases = raced.said([{"rows": 16, "runs": runs}])
     assert cases == [Case("2 devices", {"whiten": [3.0]})]
+
+
+def trainers(ills_seconds=0.4):
+    """What three trainers came to on three seeds."""
+
+    def entry(label, iterations, train, test, seconds):
+        return {
+            "label": label,
+            "iterations": iterations,
+            "train": train,
+            "test_early_stopping": test,
+            "seconds_an_iteration": seconds,
+        }
+
+    return {
+        "adam": entry("Adam", [100.0] * 3, [1.0, 2.0, 4.0], [0.5, 1.0, 2.0], 0.1),
+        "lbfgs": entry("L-BFGS", [50.0] * 3, [1.0] * 3, [0.8, 0.9, 1.5], 0.2),
+        "ills": entry(
+            "ILLS",
+            [10.0, 20.0, None],
+            [0.5, 0.5, 1.0],
+            [0.9, 0.45, 1.8],
+            ills_seconds,
+        ),
+    }
+
+
+PROBLEM = {
+    "title": "p",
+    "data": {
+        "clean": {"trainers": trainers()},
+        "noise": {"trainers": trainers(None)},
+        "outliers": {"trainers": {}},
+    },
+}
+
+
+def of_ills(quantity):
+    return {
+        case.label: case.values.get("ILLS")
+        for case in fitted.cases(quantity, ("ills",))([PROBLEM])
+    }
+
+
+def test_fits_by_hand():
+    iterations = of_ills(fitted.iterations)
+    assert iterations == {"p, clean": [0.1, 0.2, None], "p, noise": [0.1, 0.2, None]}
+    seconds = of_ills(fitted.seconds)
+    assert seconds["p, clean"] == [pytest.approx(0.4), pytest.approx(0.8), None]
+    assert seconds["p, noise"] is None  # was not on the clock
+    assert of_ills(fitted.error("train"))["p, clean"] == [0.5, 0.25, 0.25]
+    assert of_ills(fitted.worst_seed)["p, clean"] == [0.25]
+    assert of_ills(fitted.spread)["p, clean"] == [(1.0 / 0.5) / (4.0 / 2.0)]
+    # Medians of Adam and L-BFGS are 1 and 0.9.
+    test = of_ills(fitted.test_error(("adam", "lbfgs")))
+    assert test["p, clean"] == [1.0, 0.5, 2.0]
+
+
+def test_sizes_and_corruption_by_hand():
+    points = [{"size": "20", "trainers": trainers()}]
+    (case,) = grown.sizes(fitted.error("train"))([{"axis": "units", "points": points}])
+    assert case.label == "units: 20"
+    assert case.values == {"L-BFGS": [1.0, 0.5, 0.25], "ILLS": [0.5, 0.25, 0.25]}
+    levels = {
+        "axis": "noise",
+        "levels": [0.0, 0.5],
+        "test": {"a": [[1.0, 2.0], [3.0, 4.0]], "b": [[2.0, 2.0], [None, None]]},
+    }
+    rivals = {"a": "b", "c": "b"}
+    assert grown.corrupted(rivals)([levels]) == [Case("noise: 0", {"a": [0.5, 1.0]})]
+
+
+def test_planted_faults_and_students_by_hand():
+    row = {"label": "r", "found": [True, True, False, True], "alarm": [False] * 4}
+    assert grown.missed([{"rows": [row]}]) == [Case("r", {"diagnostics": [0.25]})]
+    assert grown.false_alarms([{"rows": [row]}]) == [Case("r", {"diagnostics": [0]})]
+    student = {"label": "s", "values": [0.5, None]}
+    assert grown.recovered([{"rows": [student]}]) == [Case("s", {"ILLS": [0.5, None]})]
+
+
+def test_uci_sets_by_hand():
+    methods = {
+        "ills": {"label": "ILLS", "rmse": [1.0, 3.0]},
+        "adam": {"label": "Adam", "rmse": [2.0, 2.0]},
+    }
+    yacht = {"task": "yacht", "samples": 308, "methods": methods}
+    assert grown.over_adam([yacht]) == [Case("yacht, 308 rows", {"ILLS": [0.5, 1.5]})]
+    # PBP has the lowest of three figures, 1.02.
+    (case,) = grown.over_published([yacht])
+    assert case == Case("yacht", {"ILLS": [2 / 1.02], "Adam": [2 / 1.02]})
+    # Published as 0.00 and 0.01, and without any figure.
+    others = [
+        {**yacht, "task": task} for task in ("naval-propulsion-plant", "diabetes")
+    ]
+    assert grown.over_published(others) == []
