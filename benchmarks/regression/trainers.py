@@ -188,7 +188,7 @@ trainer("ills_tukey", "ILLS, Tukey", 300, **TUKEY)(least_squares)
 trainer("published", "ILLS, published", 300, corruptions=("clean", "noise"))(
     by_ills(method="published")
 )
-trainer("marquardt", "Levenberg-Marquardt", 200, timed=30, **SMALL)(marquardt)
-trainer("projection", "variable projection", 200, timed=30, **SMALL)(
+trainer("marquardt", "Levenberg-Marquardt", 100, timed=20, **SMALL)(marquardt)
+trainer("projection", "variable projection", 100, timed=20, **SMALL)(
     variable_projection
 )
