@@ -56,7 +56,8 @@ class IllsRegressor(RegressorMixin, BaseEstimator):
       tol: relative gain of the objective that counts, default 1e-4.
       n_iter_no_change: iterations without such a gain before it stops, default 10.
       early_stopping: hold out a part of the samples of positive weight and keep the
-        weights that are best on it. Default false.
+        weights that are best on it, of up to three runs (see ``fit_ills``). Default
+        false.
       validation_fraction: share that is held out, default 0.1.
       random_state: of start weights and split. Default none.
       warm_start: continue from the fitted weights, with the standardisation of the

@@ -22,6 +22,7 @@ from linboost_optax.ills._options import check_undivided, resolve
 from linboost_optax.ills._settings import Settings
 from linboost_optax.ills._stall import explain_stall
 from linboost_optax.ills._steps.iteration import IllsState, start_state
+from linboost_optax.ills._steps.path import starts
 from linboost_optax.ills._steps.restart import redraw_units
 
 
@@ -85,6 +86,14 @@ def fit_ills(
     ten rejected iterations in a row; or after ``max_iter`` iterations. The validation
     loss is the weighted mean squared error, or absolute one where the loss is robust.
 
+    With validation data there are three runs from the same start values, and the one
+    that reaches the least validation loss is the result. They differ in the path of the
+    ridges that ``ills`` describes: with :math:`\rho_0` as there and
+    :math:`\rho_h = \kappa v \delta^{3/2}`, they start at :math:`\rho_0` with
+    :math:`\kappa = 1` or 0.1, or at :math:`\rho_0 / 100` with :math:`\kappa = 300`.
+    There is one run where there is no path (``output_ridge=0``, a ``hidden_ridge``, the
+    published method), or where a ``state`` says how to go on.
+
     Args:
       network: the dense layers, from ``network``, ``linen.network`` or
         ``nnx.network``.
@@ -94,8 +103,9 @@ def fit_ills(
       sample_weight: ``[sample]``, >= 0; default None is 1 for all.
       mask: boolean, shaped like ``targets``, true where a target is known; default
         None is all.
-      validation: ``(inputs, targets)`` for early stopping, or ``(inputs, targets,
-        sample_weight)``, or with a ``mask`` as fourth; default None.
+      validation: ``(inputs, targets)`` for early stopping and the choice of a path,
+        or ``(inputs, targets, sample_weight)``, or with a ``mask`` as fourth; default
+        None.
       max_iter: most iterations of a run, >= 1; default 300.
       tol: relative gain that counts, in [0, 1); default 1e-4.
       patience: iterations without such a gain that end a run, >= 1; default 10.
@@ -148,7 +158,12 @@ def fit_ills(
     data = data.padded()
     task = Task(Patience(1.0 - tol, patience), data, held_out)
 
-    result = _run(settings, task, params, begin, max_iter)
+    choose = held_out is not None and state is None
+    runs = [
+        _run(settings, task, params, start, max_iter)
+        for start in (starts(settings, begin) if choose else [begin])
+    ]
+    result = min(runs, key=lambda run: np.nanmin(_lowered(run)))
     for draw in range(restarts):
         if result.code == IllsCode.NOT_FINITE or _is_exact(result, data):
             break
@@ -160,6 +175,7 @@ def fit_ills(
             scale=result.state.scale,
             settled=result.state.settled,
             output_ridge=result.state.output_ridge,
+            hidden_factor=result.state.hidden_factor,
         )
         result = _better(result, _run(settings, task, start, again, max_iter))
     if polish and result.code not in (IllsCode.NOT_FINITE, IllsCode.EARLY_STOPPED):
@@ -214,14 +230,15 @@ def _polished(
     return _run(settings, task, result.params, state, max_iter)
 
 
+def _lowered(result: IllsResult) -> np.ndarray:
+    """Returns the curve that runs are compared by."""
+    return result.validation if len(result.validation) else result.objectives
+
+
 def _better(first: IllsResult, second: IllsResult) -> IllsResult:
     """Returns the run that ended lower, with the history of both."""
-    curves = (
-        (first.validation, second.validation)
-        if len(first.validation)
-        else (first.objectives, second.objectives)
-    )
-    winner = second if np.nanmin(curves[1]) < np.nanmin(curves[0]) else first
+    lower = np.nanmin(_lowered(second)) < np.nanmin(_lowered(first))
+    winner = second if lower else first
     both = _joined(first, second)
     return winner._replace(
         iterations=both.iterations,

@@ -11,7 +11,8 @@ from linboost_optax.ills._model.matrices import Matrices, forward, read_matrices
 from linboost_optax.ills._numerics.chunks import Batch, sum_over_chunks
 from linboost_optax.ills._numerics.least_squares import weighted_gram
 from linboost_optax.ills._settings import Settings
-from linboost_optax.ills._steps.iteration import IllsState, at_ridges_of
+from linboost_optax.ills._steps.iteration import IllsState
+from linboost_optax.ills._steps.path import at_ridges_of
 
 # A unit whose slope is below this on every sample is dead.
 _DEAD_SLOPE = 1e-4

@@ -36,8 +36,9 @@ def ills(*args: Any, **options: Any) -> optax.GradientTransformationExtraArgs:  
     keeps it fixed. :math:`\rho_h`, where none is given, falls with it: it is
     :math:`v \delta^{3/2}`, where :math:`\delta` is what :math:`\rho` has above its
     final value, and :math:`v` the targets' variance or the squared scale of a robust
-    loss, if less. Smooth functions are learnt first: early stopping needs that. A
-    ``hidden_ridge`` of your own stays, and :math:`\rho` starts at 0.01 at most.
+    loss, if less. Smooth functions are learnt first: early stopping needs that
+    (``fit_ills`` tries two more such paths). A ``hidden_ridge`` of your own stays, and
+    :math:`\rho` starts at 0.01 at most.
 
     ``method="published"`` instead inverts the activations (see References). With an
     output activation :math:`g` it measures its loss on

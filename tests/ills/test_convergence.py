@@ -251,8 +251,8 @@ def test_output_ridge_falls_to_the_argument():
     np.testing.assert_allclose(state.objective, residual + penalty, rtol=1e-3)
 
 
-@pytest.mark.parametrize("final", [0.0, 1e-3])
-def test_hidden_ridge_falls_with_the_other(final):
+@pytest.mark.parametrize(("final", "factor"), [(0.0, 1), (1e-3, 1), (0.0, 300)])
+def test_hidden_ridge_falls_with_the_other(final, factor):
     """And is part of the objective from the first iteration on."""
     with jax.enable_x64(True):
         x, y = problem(0, 40, 3, 1, jnp.float64)
@@ -262,6 +262,7 @@ def test_hidden_ridge_falls_with_the_other(final):
         tx = ills.ills(net, **options)
         update = jax.jit(functools.partial(tx.update, None, inputs=x, targets=y))
         state, output = tx.init(params), []
+        state = state._replace(hidden_factor=factor * state.hidden_factor)
         for _ in range(60):
             before = float(state.output_ridge)
             updates, state = update(state, params)
@@ -270,7 +271,9 @@ def test_hidden_ridge_falls_with_the_other(final):
             output.append(1e-4 + excess)
             want = jnp.mean((ills.predict(net, params, x) - y) ** 2)
             want += output[-1] * jnp.sum(params[1][0] ** 2)
-            hidden = final or np.var(y) * excess**1.5  # It stays if it is given.
+            hidden = (
+                final or factor * np.var(y) * excess**1.5
+            )  # It stays if it is given.
             want += hidden * jnp.sum(params[0][0] ** 2)
             np.testing.assert_allclose(state.objective, want, rtol=1e-9)
         assert output[0] == (1e-2 if final else 1e-1)

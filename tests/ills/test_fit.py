@@ -68,6 +68,43 @@ def test_code_early_stopped_returns_the_best_on_validation_data():
     assert result.validation.argmin() == result.iterations - 6
 
 
+WIDE = ills.init_mlp(jax.random.key(0), (2, 30, 1))
+HELD_OUT = problem(1, 40, 2, 1)
+
+
+def run_on_path(start, factor, options):
+    """Of one path: a run that is given its state tries no other."""
+    state = ills.ills(ills.network(WIDE), **options).init(WIDE)
+    state = state._replace(
+        output_ridge=jnp.asarray(start), hidden_factor=jnp.asarray(factor)
+    )
+    return fit(X, Y, params=WIDE, validation=HELD_OUT, state=state, **options)
+
+
+def test_early_stopping_keeps_the_best_of_the_paths():
+    result = fit(X, Y, params=WIDE, validation=HELD_OUT)
+    paths = [(0.1, 1.0), (0.1, 0.1), (1e-3, 300.0)]
+    runs = [run_on_path(*path, {}) for path in paths]
+    least = [run.validation.min() for run in runs]
+    best = int(np.argmin(least))
+    assert len(set(least)) == 3
+    assert best > 0  # So that trying the first one alone would not do.
+    np.testing.assert_array_equal(result.validation, runs[best].validation)
+    assert result.state.hidden_factor == np.float32(paths[best][1])
+    jax.tree.map(np.testing.assert_array_equal, result.params, runs[best].params)
+
+
+@pytest.mark.parametrize(
+    ("options", "start"),
+    [({"hidden_ridge": 1e-3}, 1e-2), ({"output_ridge": 0.0}, 0.0)],
+    ids=str,
+)
+def test_early_stopping_has_nothing_to_choose_without_a_path(options, start):
+    result = fit(X, Y, params=WIDE, validation=HELD_OUT, **options)
+    alone = run_on_path(start, 1.0, options)
+    np.testing.assert_array_equal(result.validation, alone.validation)
+
+
 def test_code_stalled_on_dead_units():
     params = ills.init_mlp(jax.random.key(0), (2, 4, 1))
     params = [(params[0][0], params[0][1] + 100.0), params[1]]

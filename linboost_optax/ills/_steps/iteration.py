@@ -1,6 +1,5 @@
 """One iteration: propose hidden layers, refit the last one, accept what is better."""
 
-import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +12,7 @@ from linboost_optax.ills._model.matrices import (
 )
 from linboost_optax.ills._numerics.chunks import Batch
 from linboost_optax.ills._settings import Settings
+from linboost_optax.ills._steps.path import at_ridges_of, start_ridge
 from linboost_optax.ills._steps.problem import (
     objective,
     refit_output,
@@ -27,12 +27,6 @@ _MAX_DAMPING = 1e12
 # the ridges fall slowly; after that fast, and Tukey's loss takes over from Huber's.
 _GAIN = 0.05
 _SLOW, _FAST = 0.93, 0.7
-# Hidden layers have this power of what the ridge on the last one is above its final
-# value: felt early on, gone before clean data are fitted to the end.
-_HIDDEN_POWER = 1.5
-# Beside a ridge on the hidden layers that stays, a strong one on the last layer ends in
-# poor local minima: there the path starts at this, and is the last layer's alone.
-_MAX_START_BESIDE = 1e-2
 
 
 class IllsState(NamedTuple):
@@ -47,6 +41,7 @@ class IllsState(NamedTuple):
       accepted: whether the last iteration took its step, bool.
       rejected: rejections in a row, int32.
       output_ridge: of the next iteration, falling to the argument.
+      hidden_factor: of the hidden layers' ridge, which falls with it.
       scale: of the residuals, for a robust loss; infinite before it is known.
       settled: whether Tukey's loss has taken over from Huber's, bool.
     """
@@ -58,19 +53,13 @@ class IllsState(NamedTuple):
     accepted: jax.Array
     rejected: jax.Array
     output_ridge: jax.Array
+    hidden_factor: jax.Array
     scale: jax.Array
     settled: jax.Array
 
 
 def start_state(settings: Settings, params: Any, dtype: Any) -> IllsState:
     """Returns the state before the first iteration."""
-    ridge = settings.output_ridge
-    if settings.network.hidden:
-        ridge = settings.method.start_ridge(ridge)
-        beside = jnp.maximum(
-            jnp.minimum(ridge, _MAX_START_BESIDE), settings.output_ridge
-        )
-        ridge = jnp.where(settings.hidden_penalty > 0, beside, ridge)
     return IllsState(
         count=jnp.zeros((), jnp.int32),
         damping=jnp.asarray(settings.damping, dtype),
@@ -78,44 +67,11 @@ def start_state(settings: Settings, params: Any, dtype: Any) -> IllsState:
         objective=jnp.asarray(jnp.inf, dtype),
         accepted=jnp.zeros((), bool),
         rejected=jnp.zeros((), jnp.int32),
-        output_ridge=jnp.asarray(ridge, dtype),
+        output_ridge=jnp.asarray(start_ridge(settings), dtype),
+        hidden_factor=jnp.ones((), dtype),
         scale=jnp.asarray(jnp.inf, dtype),
         settled=jnp.zeros((), bool),
     )
-
-
-def at_ridges_of(settings: Settings, state: IllsState, batch: Batch) -> Settings:
-    """Returns the settings with the ridges that the next iteration has.
-
-    They only fall, and the objective with them: as with the scale, no rise comes of it.
-    Strong ridges let smooth functions come first, where early stopping finds them.
-    """
-    final, dtype = settings.output_ridge, state.output_ridge.dtype
-    output = jnp.maximum(state.output_ridge, final).astype(dtype)
-    excess = output - final
-    # The last layer's ridge has no unit, that of the hidden ones has the objective's:
-    # the targets' variance or, where outliers must have no say, the squared scale.
-    size = jnp.minimum(_variance(batch, settings.axis_name), state.scale**2)
-    path = size * excess**_HIDDEN_POWER
-    # A number may be traced: whether the user gave a ridge is known when it runs.
-    given = settings.hidden_penalty
-    hidden = jnp.where(given > 0, given, path)
-    return dataclasses.replace(
-        settings, output_ridge=output, hidden_ridge=jnp.asarray(hidden, dtype)
-    )
-
-
-def _variance(batch: Batch, axis_name: Any) -> jax.Array:
-    """Returns the weighted mean over outputs of the targets' variance."""
-
-    def total(values: jax.Array) -> jax.Array:
-        local = jnp.sum(values, axis=0)
-        return local if axis_name is None else jax.lax.psum(local, axis_name)
-
-    weights = jnp.broadcast_to(batch.weights, batch.targets.shape)
-    share = total(weights)
-    mean = total(weights * batch.targets) / jnp.where(share > 0, share, 1)
-    return jnp.sum(total(weights * (batch.targets - mean[None]) ** 2))
 
 
 def iterate(
@@ -194,6 +150,7 @@ def _advance(
         accepted=accepted,
         rejected=jnp.where(accepted, 0, state.rejected + 1),
         output_ridge=state.output_ridge * shrink,
+        hidden_factor=state.hidden_factor,
         scale=scale,
         settled=state.settled | (slow & jnp.isfinite(scale)),
     )
