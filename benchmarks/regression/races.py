@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from benchmarks.job import BASELINE
+from benchmarks.regression.errors import rmse
 from benchmarks.regression.problems import Split
 from benchmarks.regression.trainers import Trainer
 from linboost_optax import ills
@@ -52,6 +53,17 @@ def race(start: Start, trainers: Mapping[str, Trainer]) -> dict[str, Any]:
         curves[key] = [np.asarray(curve) for _, curve in runs]
     target = float(min(curve[-1, 0] for curve in curves[BASELINE]))
     return {key: reduced(runs, target) for key, runs in curves.items()}
+
+
+def stopped(trainer: Trainer, start: Start) -> float | None:
+    """Test error of a trainer that stops early by itself; None if it does not."""
+    if trainer.stop is None:
+        return None
+    split, network, params = start
+    params = trainer.stop(
+        network, params, split, steps=trainer.steps, loss=trainer.loss
+    )
+    return float(rmse(network, params, split.test))
 
 
 def entry(

@@ -46,6 +46,8 @@ class Trainer:
     corruptions: tuple[str, ...] = CORRUPTIONS
     unit: str = "iterations"
     largest: float = math.inf  # entries of a Jacobian: outputs x samples x parameters
+    # Weights by early stopping of its own; without, they are taken from the curves.
+    stop: Callable[..., Any] | None = None
 
     def competes(self, corruption: str, split: Split, params: Any) -> bool:
         """Whether it is meant for such data and not too large for such a network."""
@@ -181,10 +183,23 @@ def by_ills(**options: Any) -> Callable[..., tuple[Any, jax.Array]]:
     return train
 
 
+def stopped_early(network, params, split, *, steps, loss):
+    """Weights that ``fit_ills`` keeps of all its paths, run to their ends."""
+    return ills.fit_ills(
+        network,
+        params,
+        *split.train,
+        validation=split.validation,
+        max_iter=steps,
+        patience=steps,
+        loss=loss,
+    ).params
+
+
 least_squares = by_ills()
-trainer("ills", "ILLS", 300)(least_squares)
-trainer("ills_huber", "ILLS, Huber", 300, **HUBER)(least_squares)
-trainer("ills_tukey", "ILLS, Tukey", 300, **TUKEY)(least_squares)
+trainer("ills", "ILLS", 300, stop=stopped_early)(least_squares)
+trainer("ills_huber", "ILLS, Huber", 300, stop=stopped_early, **HUBER)(least_squares)
+trainer("ills_tukey", "ILLS, Tukey", 300, stop=stopped_early, **TUKEY)(least_squares)
 trainer("published", "ILLS, published", 300, corruptions=("clean", "noise"))(
     by_ills(method="published")
 )
