@@ -1,5 +1,6 @@
 """The regression problems, their trainers, and the tables of the ILLS jobs."""
 
+import dataclasses
 import math
 from types import SimpleNamespace
 
@@ -86,6 +87,20 @@ def test_a_function_without_noise_is_split_as_one_likes():
     assert [len(part[0]) for part in (train, validation, test)] == [50, 200, 500]
     np.testing.assert_allclose(np.std(np.asarray(train[1])), 1, atol=1e-4)
     assert 0.8 < float(np.std(np.asarray(test[1]))) < 1.2
+
+
+def test_a_trainer_that_stops_early_by_itself_is_judged_by_its_own_weights():
+    start = ills._start("diabetes", "clean", 0)
+    trainer = TRAINERS["ills"]
+
+    def nothing(network, params, split, *, steps, loss):
+        assert (steps, loss) == (300, "squared")
+        return jax.tree.map(jax.numpy.zeros_like, params)
+
+    error = races.stopped(dataclasses.replace(trainer, stop=nothing), start)
+    want = np.sqrt(np.mean(np.asarray(start.split.test[1]) ** 2))
+    assert error == pytest.approx(want, rel=1e-6)
+    assert races.stopped(TRAINERS["lbfgs"], start) is None
 
 
 def test_a_grid_is_reduced_to_its_best_runs():
