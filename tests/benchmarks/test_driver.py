@@ -187,7 +187,7 @@ def test_tasks_and_optimizers_name_jobs_that_exist():
 
 
 def test_the_environment_is_set_before_it_is_read():
-    assert (*JOBS, "report", "cost") == COMMANDS
+    assert (*JOBS, "report", "cost", "evidence") == COMMANDS
     assert os.environ["OPENBLAS_NUM_THREADS"]
     assert os.environ["JAX_ENABLE_COMPILATION_CACHE"] == "false"
 
