@@ -124,12 +124,15 @@ CLAIMS = (
         quantity="test error with early stopping / Adam's with Huber's loss",
         cases=grown.corrupted(
             {
-                "ILLS": "Adam, Huber",
                 "ILLS, Huber": "Adam, Huber",
                 "ILLS, Tukey": "Adam, Huber",
             }
         ),
-        reading="The default loss is squared, and is not meant for outliers.",
+        reading=(
+            "Both turn to a loss for outliers; that of ILLS turns at the scale of the "
+            "residuals. The default, squared, is not meant for outliers: it is in the "
+            "results, and far off."
+        ),
     ),
     Claim(
         name="ills-missing",
