@@ -61,8 +61,13 @@ def solve(gram: jax.Array, rhs: jax.Array) -> jax.Array:
     Returns:
       ``[p, column]``, finite.
     """
-    scale, factor = factorize(gram)
-    if gram.shape[0] == 1:
+    return substitute(factorize(gram), rhs)
+
+
+def substitute(factors: tuple[jax.Array, jax.Array], rhs: jax.Array) -> jax.Array:
+    """Solves as ``solve`` does, with what ``factorize`` made of the matrices."""
+    scale, factor = factors
+    if factor.shape[0] == 1:
         half = jax.scipy.linalg.solve_triangular(
             factor[0], rhs * scale[0][:, None], lower=True
         )
