@@ -22,7 +22,6 @@ UCI = (
     "concrete",
     "wine-quality-red",
     "kin8nm",
-    "power-plant",
 )
 
 # Seven problems, each clean and with noisy targets.
