@@ -30,7 +30,7 @@ RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 HUBER: dict[str, Any] = {"loss": "huber", "corruptions": ("outliers",)}
 TUKEY: dict[str, Any] = {"loss": "tukey", "corruptions": ("outliers",)}
 # A Jacobian of more entries than that is no longer a small problem.
-SMALL: dict[str, Any] = {"corruptions": ("clean", "noise"), "largest": 2**20}
+SMALL: dict[str, Any] = {"corruptions": ("clean", "noise"), "largest": 2**19}
 
 
 @dataclass(frozen=True)
