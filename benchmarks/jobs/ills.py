@@ -125,7 +125,7 @@ JOB = Job(
         "its loss is robust. Levenberg-Marquardt is "
         "Optimistix's; variable projection is the same on the hidden layers alone, "
         "with the last one eliminated (Kaufman's Jacobian). Both compete where the "
-        "Jacobian has at most 2^20 entries."
+        "Jacobian has at most 2^19 entries."
     ),
     tasks=tuple(PROBLEMS),
     optimizers=(*TRAINERS, SKLEARN),
