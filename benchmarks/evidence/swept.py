@@ -75,6 +75,15 @@ def kept_rate(results: Sequence[Result]) -> list[Case]:
     return found
 
 
+def normalised(results: Sequence[Result]) -> list[Case]:
+    """The lowest loss over Adam's, of the versions that have a normalisation."""
+    return [
+        case
+        for case in cases(best_loss)(results)
+        if not case.label.endswith(f": {PLAIN}")
+    ]
+
+
 def instead(results: Sequence[Result]) -> list[Case]:
     """The plain network's lowest loss over Adam's on every other version."""
     found = []
@@ -90,6 +99,30 @@ def instead(results: Sequence[Result]) -> list[Case]:
             }
             found.append(Case(f"against {version}", values))
     return found
+
+
+def test_errors(results: Sequence[Result]) -> list[Case]:
+    """Shares of the test set that are wrong, over Adam's, where training went lowest.
+
+    Of each optimizer at the rate whose training loss is lowest, median over the seeds.
+    """
+
+    def wrong(entry: dict[str, Any], version: str) -> np.ndarray:
+        rate = np.median(losses(entry, version), axis=1).argmin()
+        return 1 - np.array(entry["accuracy_by_seed"][version][rate])
+
+    return [
+        Case(
+            f"{result['task']}: {version}",
+            {
+                label: (wrong(entry, version) / wrong(adam, version)).tolist()
+                for label, entry in ours(result)
+            },
+        )
+        for result in results
+        for adam in [result["optimizers"][BASELINE]]
+        for version in adam["losses_by_seed"]
+    ]
 
 
 def ours(result: Result) -> Iterator[tuple[str, dict[str, Any]]]:

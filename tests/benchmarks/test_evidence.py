@@ -212,8 +212,25 @@ def test_sweeps_by_hand():
     # Medians choose the second rate for both; ours then has 2 and 4 beside 1 and 0.5.
     kept = of(swept.kept_rate([SWEEP]))
     assert kept == {"toy: plain to norm": [(2 / 1) / (1 / 0.5), (4 / 0.5) / (2 / 1)]}
+    assert of(swept.normalised([SWEEP])) == {"toy: norm": [2.0, 0.5]}
     instead = of(swept.instead([SWEEP]))
     assert instead == {"against norm": [1.0 / 0.5, 0.5 / 1.0]}
+
+
+def test_errors_where_training_went_lowest():
+    accuracies = {
+        "adam": [[0.1, 0.1], [0.9, 0.8], [0.2, 0.2]],
+        "polar": [[0.3, 0.3], [0.8, 0.9], [0.1, 0.1]],
+    }
+    optimizers = {
+        name: {**entry, "accuracy_by_seed": {"plain": accuracies[name]}}
+        for name, entry in SWEEP["optimizers"].items()
+    }
+    for entry in optimizers.values():
+        entry["losses_by_seed"] = {"plain": entry["losses_by_seed"]["plain"]}
+    # The second rate is best for both: wrong are 0.2 and 0.1, of Adam's 0.1 and 0.2.
+    got = of(swept.test_errors([{**SWEEP, "optimizers": optimizers}]))
+    assert got == {"toy: plain": pytest.approx([2.0, 0.5])}
 
 
 def test_sweeps_without_ours_are_without_it():
