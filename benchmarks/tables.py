@@ -7,18 +7,21 @@ from collections.abc import Sequence
 from statistics import median
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, aligned: first column left, the others right."""
+def table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], *, words: bool = False
+) -> str:
+    """A Markdown table, aligned: first column left, the others right but for words."""
     widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
 
     def line(cells: Sequence[str]) -> str:
         padded = [
-            cell.ljust(width) if i == 0 else cell.rjust(width)
+            cell.ljust(width) if i == 0 or words else cell.rjust(width)
             for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
         ]
         return "| " + " | ".join(padded) + " |"
 
-    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    edge = "-" if words else ":"
+    rule = ["-" * widths[0], *("-" * (width - 1) + edge for width in widths[1:])]
     return "\n".join([line(header), line(rule), *map(line, rows)])
 
 

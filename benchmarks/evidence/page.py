@@ -112,7 +112,7 @@ def summary(
         rows.append([f"[{claim.says}](#{claim.name})", verdict, "; ".join(others)])
     for proof in page.proofs:
         rows.append([f"[{proof.says}](#{proof.name})", f"{HOLDS}, by tests", ""])
-    return table(["claim", page.leading, "others"], rows)
+    return table(["claim", page.leading, "others"], rows, words=True)
 
 
 def section(claim: Claim, cases: Sequence[Case], found: Found) -> str:
