@@ -10,8 +10,10 @@ ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
 INDEX = ROOT / "docs" / "index.md"
 GUIDES = [path for path in PAGES if path.parent == INDEX.parent and path != INDEX]
-# This one needs eight devices: see `test_docs_sharded.py`.
-ON_ONE_DEVICE = [path for path in GUIDES if path.stem != "sharded_transformer"]
+# The first needs eight devices: see `test_docs_sharded.py`. The others are tables that
+# a command makes: see `benchmarks/test_evidence.py`.
+NOT_RUN = ("sharded_transformer", "evidence_lnb", "evidence_ills")
+ON_ONE_DEVICE = [path for path in GUIDES if path.stem not in NOT_RUN]
 
 # User code is not held to strict promotion, as in the README.
 pytestmark = [pytest.mark.slow, pytest.mark.lenient("guides are user code")]
