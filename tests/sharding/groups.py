@@ -69,12 +69,9 @@ _layouts += [
     )
     for mode in modes
 ]
-# The others meet every solver in `product`.
 _statistics = [
     Case("dense 3-d", "output", "explicit", statistic, optimizer)
-    for statistic, optimizer in itertools.product(
-        ("gram of some rows", "sketch of some rows", "auto"), OPTIMIZERS
-    )
+    for statistic, optimizer in itertools.product(STATISTICS, OPTIMIZERS)
     if (optimizer, statistic) not in _REFUSED and optimizer != "accumulated"
 ]
 _statistics += [

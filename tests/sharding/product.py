@@ -1,8 +1,9 @@
 """Every kind of layer, statistic, method, layout, mesh and adapter, with each other.
 
 One table a factor; a combination is one of each. All of them, over seven thousand, take
-hours: ``python -m tests.sharding product``. The suite has some in which any two that go
-together occur.
+hours: ``python -m tests.sharding product``. Some in which any two that go together
+occur take minutes: ``python -m tests.sharding product 2``, for whoever changes what is
+sharded. The suite has some in which each occurs.
 """
 
 from __future__ import annotations
