@@ -98,14 +98,13 @@ def parser() -> argparse.ArgumentParser:
     for job in JOBS.values():
         _add_job(jobs, job)
     made = jobs.add_parser("report", help="RESULTS.md from the JSON of all jobs")
-    made.add_argument("--results", default=OUT, help="the folder of the JSON files")
     made.add_argument(
         "--readme", action="store_true", help="print the table of README.md instead"
     )
     drawn = jobs.add_parser("cost", help="the tables and the figure of docs/cost.md")
-    drawn.add_argument("--results", default=OUT, help="the folder of the JSON files")
     shown = jobs.add_parser("evidence", help="docs/evidence_*.md and their pictures")
-    shown.add_argument("--results", default=OUT, help="the folder of the JSON files")
+    for each in (made, drawn, shown):
+        each.add_argument("--results", default=OUT, help="the folder of the JSON files")
     return result
 
 
@@ -145,8 +144,8 @@ def _cost(folder: str) -> None:
 
 
 def _evidence(folder: str) -> None:
-    found = results.read_all(folder)
     try:
+        found = results.read_all(folder)
         for each in PAGES:
             for path in evidence.write(report.docs_for(Path(folder)), each, found):
                 print(f"Wrote {path}")

@@ -8,7 +8,7 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -90,6 +90,28 @@ def read_all(folder: str | Path) -> dict[str, dict[str, Result]]:
             f"folder with --results, or run `python -m benchmarks` first."
         )
     return found
+
+
+def of_tasks(
+    found: Mapping[str, Mapping[str, Result]],
+    job: str,
+    tasks: Sequence[str],
+    whose: str,
+) -> list[Result]:
+    """The results of some tasks of a job, in their order, for something that has all.
+
+    Raises:
+        ValueError: when there is none of one of them.
+    """
+    have = found.get(job, {})
+    missing = [task for task in tasks if task not in have]
+    if missing:
+        raise ValueError(
+            f"{whose} needs all its tasks of `{job}`, and there is no JSON of "
+            f"{', '.join(missing)}. Run `python -m benchmarks {job} --tasks "
+            f"{' '.join(missing)}`."
+        )
+    return [have[task] for task in tasks]
 
 
 def rounded(result: Result) -> Result:

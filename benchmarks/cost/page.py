@@ -10,6 +10,7 @@ from benchmarks.cost.figure import draw
 from benchmarks.job import Result
 from benchmarks.jobs import JOBS
 from benchmarks.report import Results, docs_for
+from benchmarks.results import of_tasks
 
 SOURCES = ("growth", "scaling", "large_models")
 
@@ -31,15 +32,7 @@ def write(folder: Path, found: Results) -> list[Path]:
 
 def ordered(name: str, found: Results) -> list[Result]:
     """The results of all tasks of a job, in its order."""
-    tasks, have = JOBS[name].tasks, found.get(name, {})
-    missing = [task for task in tasks if task not in have]
-    if missing:
-        raise ValueError(
-            f"The page of costs has all tasks of `{name}`, and there is no JSON of "
-            f"{', '.join(missing)}. Run `python -m benchmarks {name} --tasks "
-            f"{' '.join(missing)}`."
-        )
-    return [have[task] for task in tasks]
+    return of_tasks(found, name, JOBS[name].tasks, "The page of costs")
 
 
 def tables(results: dict[str, list[Result]]) -> dict[str, str]:

@@ -14,13 +14,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from benchmarks import results
 from benchmarks.job import Result
 
 Values = Sequence[float | None]  # one for each seed, or one where there is no chance
 Found = Mapping[str, Mapping[str, Result]]  # results by job and task
 
 HOLDS, IN_PART, FAILS = "holds", "holds in part", "does not hold"
-UNKNOWN = "not measured"
 
 
 class Case(NamedTuple):
@@ -79,15 +79,8 @@ class Claim:
         Raises:
             ValueError: when the job was not run on one of them.
         """
-        have = found.get(self.job, {})
-        missing = [task for task in self.tasks if task not in have]
-        if missing:
-            raise ValueError(
-                f"The claim '{self.name}' needs all its tasks of `{self.job}`, and "
-                f"there is no JSON of {', '.join(missing)}. Run `python -m benchmarks "
-                f"{self.job} --tasks {' '.join(missing)}`."
-            )
-        return self.cases([have[task] for task in self.tasks])
+        whose = f"The claim '{self.name}'"
+        return self.cases(results.of_tasks(found, self.job, self.tasks, whose))
 
     def holds(self, values: Values) -> bool:
         """Whether one case holds."""
@@ -98,12 +91,13 @@ class Claim:
         """For every competitor, over the cases that it took part in."""
         labels = dict.fromkeys(label for case in cases for label in case.values)
         return {
-            label: verdict(
-                [
+            label: Verdict(
+                sum(
                     self.holds(case.values[label])
                     for case in cases
                     if label in case.values
-                ]
+                ),
+                sum(label in case.values for case in cases),
             )
             for label in labels
         }
@@ -120,11 +114,6 @@ class Proof:
     reading: str
 
 
-def verdict(held: Sequence[bool]) -> Verdict:
-    """Counts the cases that hold."""
-    return Verdict(sum(held), len(held))
-
-
 def quartiles(values: Values) -> Quartiles:
     """Median and quartiles over the seeds; those of a few are among the values."""
     numbers = sorted(math.inf if v is None or math.isnan(v) else v for v in values)
@@ -135,8 +124,3 @@ def quartiles(values: Values) -> Quartiles:
         return float(np.quantile(numbers, share, method=method))
 
     return Quartiles(at(0.25), at(0.5), at(0.75))
-
-
-def seeds(cases: Sequence[Case]) -> int:
-    """The number of figures of the case that has fewest."""
-    return min(len(values) for case in cases for values in case.values.values())

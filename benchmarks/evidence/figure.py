@@ -23,8 +23,8 @@ def draw(claim: Claim, cases: Sequence[Case], competitors: Sequence[str]) -> Fig
     """
     taking_part = {label for case in cases for label in case.values}
     labels = [label for label in competitors if label in taking_part]
-    height = 1.3 + len(cases) * max(0.34, 0.13 * len(labels) + 0.08)
-    figure = Figure(figsize=(8, height), layout="constrained")
+    size = 1.3 + len(cases) * max(0.34, 0.13 * len(labels) + 0.08)
+    figure = Figure(figsize=(8, size), layout="constrained")
     axis = figure.subplots()
     edge = _edge(claim, cases)
     for number, label in enumerate(labels):

@@ -116,7 +116,7 @@ JOB = Job(
     reading=(
         "The target is the final training error (RMSE, in standard deviations) of the "
         "best full-batch Adam of four rates; iterations and seconds are those to reach "
-        'it ("not": within 300 iterations of ILLS, 1,000 of L-BFGS, 200 of '
+        'it ("not": within 300 iterations of ILLS, 1,000 of L-BFGS, 100 of '
         "Levenberg-Marquardt and variable projection, or 100 epochs), medians over the "
         "seeds with their range in brackets, ratios are to full-batch Adam. All "
         "options are at their defaults; validation and test data are clean, and early "

@@ -22,7 +22,7 @@ from linboost_optax._trial.plan import Plan
 from linboost_optax._trial.training import set_up
 
 FOLDER = Path(__file__).parents[1] / "trials"
-# Minutes of the trial and steps of the race: what runs in some ten minutes in all.
+# Minutes of the trial, and steps of the race.
 SIZES = {"cnn": (4.0, 400), "spirals": (4.0, 800), "siren": (4.0, 100)}
 QUICK = (30.0, 40)
 NEVER = 1e9  # minutes

@@ -145,6 +145,8 @@ def test_the_command_writes_pages_and_pictures(toys, tmp_path, monkeypatch, caps
     monkeypatch.setattr(driver, "PAGES", (made,))
     folder = tmp_path / "benchmarks" / "results"
     (tmp_path / "docs").mkdir()
+    with pytest.raises(SystemExit, match="has none"):
+        driver.main(["evidence", "--results", str(folder)])
     results.write(folder / "whiten-cnn.json", found["whiten"]["cnn"])
     with pytest.raises(SystemExit, match="no JSON of gru"):
         driver.main(["evidence", "--results", str(folder)])
