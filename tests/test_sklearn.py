@@ -2,6 +2,7 @@
 
 import pickle
 
+import jax
 import numpy as np
 import pytest
 from sklearn.base import clone
@@ -13,6 +14,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import PolynomialFeatures
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
+from linboost_optax import ills
+from linboost_optax import sklearn as lbo_sklearn
 from linboost_optax.ills import IllsCode
 from linboost_optax.ills._model.activations import TABLE
 from linboost_optax.sklearn import IllsRegressor
@@ -109,8 +112,9 @@ def held_out(x, y, weights):
 @pytest.mark.parametrize(
     ("loss", "score"), [("squared", r2_score), ("huber", d2_absolute_error_score)]
 )
-def test_held_out_samples_count_as_they_weigh(friedman, loss, score):
+def test_held_out_samples_count_as_they_weigh(friedman, monkeypatch, loss, score):
     """The best iterate is the one that is kept, and its score is scikit-learn's."""
+    monkeypatch.setattr(lbo_sklearn, "_REFITS", 0)
     x, y = friedman
     y = y + 2 * np.random.default_rng(0).normal(size=y.shape)
     weights = np.random.default_rng(1).integers(0, 4, size=len(y)) ** 3.0
@@ -122,8 +126,11 @@ def test_held_out_samples_count_as_they_weigh(friedman, loss, score):
     assert model.best_validation_score_ == max(model.validation_scores_)
 
 
-def test_validation_score_of_two_targets_does_not_see_their_units(friedman):
+def test_validation_score_of_two_targets_does_not_see_their_units(
+    friedman, monkeypatch
+):
     """Each target counts by its spread, about its own mean."""
+    monkeypatch.setattr(lbo_sklearn, "_REFITS", 0)
     x, y = friedman
     noise = np.random.default_rng(0).normal(size=y.shape)
     both = np.stack([y, 1e3 * (x[:, 0] + noise) + 1e5], axis=1)
@@ -138,6 +145,38 @@ def test_validation_score_of_two_targets_does_not_see_their_units(friedman):
         for guess in (model.predict(x_val), np.average(y_val, axis=0, weights=w_val))
     )
     assert model.best_validation_score_ == pytest.approx(1 - left / all_of_it, abs=1e-6)
+
+
+def test_what_was_held_out_is_trained_on_in_the_end(friedman):
+    """The same by hand: stopped early, and then two iterations on all rows."""
+    x, y = friedman
+    y = y + np.random.default_rng(0).normal(size=y.shape)
+    model = IllsRegressor((20,), early_stopping=True, random_state=0).fit(x, y)
+    scaled = (x - x.mean(0)) / x.std(0), (y - y.mean()) / y.std()
+    (x_fit, x_val, y_fit, y_val) = train_test_split(
+        *scaled, test_size=0.1, random_state=0
+    )
+    with jax.enable_x64(True):
+        params = model._draw(x_fit, y_fit[:, None], _after_the_split(len(x)))
+        network = ills.network(params)
+        stopped = ills.fit_ills(
+            network, params, x_fit, y_fit, validation=(x_val, y_val)
+        )
+        want = ills.fit_ills(
+            network, stopped.params, *scaled, state=stopped.state, max_iter=2
+        )
+        predicted = np.asarray(ills.predict(network, want.params, scaled[0]))[:, 0]
+    assert model.n_iter_ == stopped.iterations
+    np.testing.assert_allclose(
+        model.predict(x), predicted * y.std() + y.mean(), rtol=1e-6
+    )
+
+
+def _after_the_split(rows):
+    """The generator of seed 0 once it has drawn the rows that are held out."""
+    rng = np.random.RandomState(0)
+    train_test_split(np.arange(rows), test_size=0.1, random_state=rng)
+    return rng
 
 
 @pytest.mark.parametrize("loss", ["squared", "huber", "tukey"])

@@ -126,7 +126,7 @@ def by_trainer(name: str) -> Fit:
 
 
 def by_ills(loss: str = "squared") -> Fit:
-    """`fit_ills` with all options at their defaults but those that end it early."""
+    """`fit_ills` with all options at their defaults but the loss."""
 
     def fit(data: Corrupted, quick: bool) -> float:
         (train, validation, test), network, params = data.start
@@ -138,7 +138,6 @@ def by_ills(loss: str = "squared") -> Fit:
             mask=data.known[0],
             validation=(*validation, None, data.known[1]),
             max_iter=steps,
-            patience=steps,
             loss=loss,
         )
         return float(rmse(network, result.params, test))

@@ -184,14 +184,13 @@ def by_ills(**options: Any) -> Callable[..., tuple[Any, jax.Array]]:
 
 
 def stopped_early(network, params, split, *, steps, loss):
-    """Weights that ``fit_ills`` keeps of all its paths, run to their ends."""
+    """Weights that ``fit_ills`` keeps of all its paths."""
     return ills.fit_ills(
         network,
         params,
         *split.train,
         validation=split.validation,
         max_iter=steps,
-        patience=steps,
         loss=loss,
     ).params
 

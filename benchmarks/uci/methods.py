@@ -34,12 +34,8 @@ class Method(NamedTuple):
 
 
 def _ills(part: Part, units: int, seed: int, quick: bool) -> float:
-    model = IllsRegressor(
-        (units,),
-        early_stopping=True,
-        max_iter=3 if quick else 200,
-        random_state=seed,
-    )
+    few: dict[str, Any] = {"max_iter": 3} if quick else {}
+    model = IllsRegressor((units,), early_stopping=True, random_state=seed, **few)
     model.fit(part.x, part.y)
     return rmse(model.predict(part.x_test), part)
 

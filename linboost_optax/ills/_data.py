@@ -3,7 +3,7 @@
 Data at hand are read with NumPy: with JAX every step would be compiled for every shape.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,43 @@ from linboost_optax.ills._numerics.chunks import Batch
 # Beyond these a float32 Gram matrix loses the small directions (see `check_scale`).
 _MAX_SCALE = 100.0
 _MAX_OFFSET = 30.0
+
+
+class Rows(NamedTuple):
+    """Samples as a user gives them, see ``read_batch``."""
+
+    inputs: Any
+    targets: Any
+    sample_weight: Any = None
+    mask: Any = None
+
+
+def concatenate(first: Rows, second: Rows) -> Rows:
+    """Returns the samples of both, which were checked."""
+    parts = first, second
+    xp = _home(*first, *second)
+
+    def join(arrays: Any) -> Any:
+        return xp.concatenate([xp.asarray(array) for array in arrays])
+
+    weights = known = None
+    if any(part.sample_weight is not None for part in parts):
+        weights = join(
+            xp.ones(len(part.inputs))
+            if part.sample_weight is None
+            else part.sample_weight
+            for part in parts
+        )
+    # One output may have targets with or without an axis of its own.
+    targets = [xp.reshape(xp.asarray(p.targets), (len(p.inputs), -1)) for p in parts]
+    if any(part.mask is not None for part in parts):
+        known = join(
+            xp.full(own.shape, True)
+            if part.mask is None
+            else xp.reshape(xp.asarray(part.mask), own.shape)
+            for part, own in zip(parts, targets, strict=True)
+        )
+    return Rows(join(part.inputs for part in parts), join(targets), weights, known)
 
 
 def make_batch(

@@ -9,11 +9,13 @@ import numpy as np
 
 from linboost_optax.ills._codes import IllsCode
 from linboost_optax.ills._data import (
+    Rows,
     check_distinct_units,
     check_scale,
+    concatenate,
     make_batch,
 )
-from linboost_optax.ills._loop import Patience, run_loop
+from linboost_optax.ills._loop import Patience, Progress, run_loop
 from linboost_optax.ills._model.matrices import read_matrices
 from linboost_optax.ills._model.network import Network
 from linboost_optax.ills._numerics.chunks import Batch
@@ -30,12 +32,13 @@ class IllsResult(NamedTuple):
     """Result of ``fit_ills``.
 
     Attributes:
-      params: the trained parameters; with validation data the best on them.
+      params: the trained parameters; with validation data the best on them, after the
+        iterations of ``refit``.
       code: what ended the run; ``code.message`` says it in words.
       iterations: how many there were.
       objectives: the best so far, ``[iteration]``; never rises.
       validation: validation losses, ``[iteration]``; empty without such data.
-      state: of the transformation at the end of the run.
+      state: of the transformation, that of ``params``.
     """
 
     params: Any
@@ -53,11 +56,13 @@ class Task(NamedTuple):
       patience: when to stop.
       data: to train on.
       held_out: to stop early by, or None.
+      max_iter: most iterations of a run.
     """
 
     patience: Patience
     data: Batch
     held_out: Batch | None
+    max_iter: int
 
 
 def fit_ills(
@@ -71,10 +76,11 @@ def fit_ills(
     validation: tuple[Any, ...] | None = None,
     max_iter: int = 300,
     tol: float = 1e-4,
-    patience: int = 10,
+    patience: int = 30,
     restarts: int = 0,
     seed: int = 0,
     polish: int = 0,
+    refit: int = 0,
     state: IllsState | None = None,
     **options: Any,
 ) -> IllsResult:
@@ -108,7 +114,7 @@ def fit_ills(
         None.
       max_iter: most iterations of a run, >= 1; default 300.
       tol: relative gain that counts, in [0, 1); default 1e-4.
-      patience: iterations without such a gain that end a run, >= 1; default 10.
+      patience: iterations without such a gain that end a run, >= 1; default 30.
       restarts: at most this many times after the run, draw the least useful fifth
         of the hidden units anew, run again, and keep what is better; default 0.
         A way out of local minima and dead units on clean data.
@@ -117,6 +123,9 @@ def fit_ills(
         parameters after the run has converged, unless validation data ended it;
         default 0. It costs the cube of their number and pays on small noise-free
         problems.
+      refit: this many iterations at the end of all, from the best weights and with the
+        ridges of their path, see the validation data as training data: no sample is
+        lost to early stopping. Two or so; more fit noise again. Default 0.
       state: of an earlier result, to go on from it with its damping; default None, a
         fresh one.
       **options: those of ``ills``.
@@ -143,7 +152,12 @@ def fit_ills(
     References:
       Khadilkar (2023), arXiv:2307.05189; see ``ills``.
     """
-    _check_limits(max_iter, tol, patience, polish, restarts)
+    _check_limits(max_iter, tol, patience, polish, restarts, refit)
+    if refit and validation is None:
+        raise ValueError(
+            f"`refit` must be 0 without `validation`, got {refit}. It trains on what "
+            "was held out, and nothing is."
+        )
     settings = resolve(network, **options)
     check_undivided(settings)
     params = jax.tree.map(jnp.asarray, params)
@@ -152,15 +166,18 @@ def fit_ills(
     dtype = matrices[0].dtype
     fresh = _fresh_state(jax.tree.map(float, settings), params)
     begin = fresh if state is None else _going_on(state, fresh)
-    data = make_batch(network, inputs, targets, sample_weight, mask, dtype, None)
+    rows = Rows(inputs, targets, sample_weight, mask)
+    data = make_batch(network, *rows, dtype, None)
     check_scale(inputs, data)
-    held_out = _held_out(network, validation, dtype)
-    data = data.padded()
-    task = Task(Patience(1.0 - tol, patience), data, held_out)
+    others = _others(validation)
+    held_out = others and make_batch(network, *others, dtype, None).padded()
+    room = len(others.inputs) if refit and others else 0
+    data = data.padded(len(inputs) + room)
+    task = Task(Patience(1.0 - tol, patience), data, held_out, max_iter)
 
     choose = held_out is not None and state is None
     runs = [
-        _run(settings, task, params, start, max_iter)
+        _run(settings, task, params, start)
         for start in (starts(settings, begin) if choose else [begin])
     ]
     result = min(runs, key=lambda run: np.nanmin(_lowered(run)))
@@ -177,11 +194,16 @@ def fit_ills(
             output_ridge=result.state.output_ridge,
             hidden_factor=result.state.hidden_factor,
         )
-        result = _better(result, _run(settings, task, start, again, max_iter))
+        result = _better(result, _run(settings, task, start, again))
     if polish and result.code not in (IllsCode.NOT_FINITE, IllsCode.EARLY_STOPPED):
         polished = _polished(settings, task, result, polish)
         best = _better(result, polished) if task.held_out is not None else polished
-        result = _joined(result, polished)._replace(params=best.params)
+        result = _joined(result, polished)._replace(
+            params=best.params, state=best.state
+        )
+    if refit and others is not None and result.code != IllsCode.NOT_FINITE:
+        every = make_batch(network, *concatenate(rows, others), dtype, None).padded()
+        result = _refitted(settings, task._replace(data=every), result, refit)
     return result
 
 
@@ -191,33 +213,46 @@ def _fresh_state(settings: Settings, params: Any) -> IllsState:
     return start_state(settings, params, dtype)
 
 
-def _run(
-    settings: Settings, task: Task, params: Any, state: IllsState, max_iter: int
-) -> IllsResult:
+def _run(settings: Settings, task: Task, params: Any, state: IllsState) -> IllsResult:
     settings = jax.tree.map(float, settings)
-    progress = run_loop(
+    progress = _advanced(settings, task, params, state, task.max_iter)
+    ran = int(progress.iteration)
+    code = IllsCode(int(progress.code))
+    if code == IllsCode.STALLED:
+        code = explain_stall(settings, progress.params, progress.state, task.data)
+    validated = task.held_out is not None
+    end = progress.best if validated else (progress.params, progress.state)
+    return IllsResult(
+        params=end[0],
+        code=code,
+        iterations=ran,
+        objectives=np.asarray(progress.objectives)[:ran],
+        validation=np.asarray(progress.validation)[: ran if validated else 0],
+        state=end[1],
+    )
+
+
+def _advanced(
+    settings: Settings, task: Task, params: Any, state: IllsState, iterations: int
+) -> Progress:
+    return run_loop(
         settings,
         task.patience,
         params,
         state,
         task.data,
         task.held_out,
-        np.int32(max_iter),
-        slots=padded_size(max_iter),
+        np.int32(iterations),
+        slots=padded_size(task.max_iter),
     )
-    ran = int(progress.iteration)
-    code = IllsCode(int(progress.code))
-    if code == IllsCode.STALLED:
-        code = explain_stall(settings, progress.params, progress.state, task.data)
-    validated = task.held_out is not None
-    return IllsResult(
-        params=progress.best if validated else progress.params,
-        code=code,
-        iterations=ran,
-        objectives=np.asarray(progress.objectives)[:ran],
-        validation=np.asarray(progress.validation)[: ran if validated else 0],
-        state=progress.state,
-    )
+
+
+def _refitted(
+    settings: Settings, task: Task, result: IllsResult, iterations: int
+) -> IllsResult:
+    """Returns the weights some iterations later, and the history as it is."""
+    progress = _advanced(settings, task, result.params, result.state, iterations)
+    return result._replace(params=progress.params, state=progress.state)
 
 
 def _polished(
@@ -227,7 +262,7 @@ def _polished(
     settings = dataclasses.replace(settings, method=settings.method.polishing())
     damping = jnp.asarray(settings.damping, result.state.damping.dtype)
     state = result.state._replace(damping=damping, rejected=jnp.int32(0))
-    return _run(settings, task, result.params, state, max_iter)
+    return _run(settings, task._replace(max_iter=max_iter), result.params, state)
 
 
 def _lowered(result: IllsResult) -> np.ndarray:
@@ -280,7 +315,8 @@ def _joined(first: IllsResult, second: IllsResult) -> IllsResult:
     )
 
 
-def _held_out(network: Network, validation: Any, dtype: Any) -> Batch | None:
+def _others(validation: Any) -> Rows | None:
+    """Returns the validation data as the training data are given."""
     if validation is None:
         return None
     if not isinstance(validation, tuple) or not 2 <= len(validation) <= 4:
@@ -290,13 +326,11 @@ def _held_out(network: Network, validation: Any, dtype: Any) -> Batch | None:
             f"after them if there are any, got {type(validation).__name__}{size}. "
             "Give e.g. `validation=(x, y, weights)`."
         )
-    inputs, targets, sample_weight, mask = (*validation, None, None)[:4]
-    data = make_batch(network, inputs, targets, sample_weight, mask, dtype, None)
-    return data.padded()
+    return Rows(*validation)
 
 
 def _check_limits(
-    max_iter: Any, tol: Any, patience: Any, polish: Any, restarts: Any
+    max_iter: Any, tol: Any, patience: Any, polish: Any, restarts: Any, refit: Any
 ) -> None:
     for name, value in (("max_iter", max_iter), ("patience", patience)):
         if not isinstance(value, int) or value < 1:
@@ -305,7 +339,8 @@ def _check_limits(
             )
     if not 0 <= tol < 1:
         raise ValueError(f"`tol` must be in [0, 1), got {tol}. Use e.g. 1e-4.")
-    for name, value in (("polish", polish), ("restarts", restarts)):
+    may_be_0 = {"polish": polish, "restarts": restarts, "refit": refit}
+    for name, value in may_be_0.items():
         if not isinstance(value, int) or value < 0:
             raise ValueError(
                 f"`{name}` must be an integer >= 0, got {value!r}. 0 leaves it out."

@@ -41,7 +41,7 @@ class Progress(NamedTuple):
       iteration: int32.
       params: current parameters.
       state: of the transformation.
-      best: parameters with the least validation loss.
+      best: parameters with the least validation loss, and the state they came with.
       best_validation: this loss.
       waited: iterations without enough gain, int32.
       code: int32, ``IllsCode.MAX_ITER`` while running.
@@ -52,7 +52,7 @@ class Progress(NamedTuple):
     iteration: jax.Array
     params: Any
     state: IllsState
-    best: Any
+    best: tuple[Any, IllsState]
     best_validation: jax.Array
     waited: jax.Array
     code: jax.Array
@@ -85,7 +85,7 @@ def run_loop(
         iteration=jnp.int32(0),
         params=params,
         state=state,
-        best=params,
+        best=(params, state),
         best_validation=jnp.asarray(jnp.inf, data.inputs.dtype),
         waited=jnp.int32(0),
         code=jnp.int32(IllsCode.MAX_ITER),
@@ -115,7 +115,9 @@ def _advance(
         matrices = [w + step for w, step in zip(matrices, steps, strict=True)]
         value = _validation_loss(settings, matrices, held_out)
         better = value < least
-        best = jax.tree.map(lambda a, b: jnp.where(better, a, b), params, best)
+        best = jax.tree.map(
+            lambda new, old: jnp.where(better, new, old), (params, state), best
+        )
         least = jnp.where(better, value, least)
         waited = jnp.where(better, 0, progress.waited + 1)
         validation = validation.at[now].set(value)

@@ -217,6 +217,17 @@ def test_ills_recovery_job(tmp_path, capsys):
     assert "| 10 units, 0 restarts |" in capsys.readouterr().out
 
 
+def test_ills_regressor_job(tmp_path, capsys):
+    result = run("ills_regressor", tmp_path, task="piston")
+    assert list(result["data"]) == ["clean", "noise"]
+    for cell in result["data"].values():
+        errors = [each["test_early_stopping"] for each in cell["trainers"].values()]
+        assert len(errors) == 4
+        # Three iterations of ILLS are ahead of three of anything else.
+        assert 0 < errors[0][0] < min(other for (other,) in errors[1:])
+    assert "| piston, noise |" in capsys.readouterr().out
+
+
 def test_ills_robust_job(tmp_path, capsys):
     result = run("ills_robust", tmp_path, task="missing")
     assert result["levels"] == [0.2]

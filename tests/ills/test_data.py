@@ -218,6 +218,7 @@ def test_unit_of_the_targets():
         (X, Y, {"axis_name": "data"}, "`axis_name` must be None .*, got 'data'"),
         (X, Y, {"max_iter": 0}, "`max_iter` must be an integer >= 1"),
         (X, Y, {"patience": 1.5}, "`patience` must be an integer >= 1"),
+        (X, Y, {"refit": -1}, "`refit` must be an integer >= 0"),
         (X, Y, {"tol": -1}, "`tol` must be in"),
         (X, Y, {"polish": -1}, "`polish` must be an integer >= 0"),
         (X, Y, {"restarts": 0.5}, "`restarts` must be an integer >= 0"),

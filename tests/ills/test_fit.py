@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from linboost_optax import ills
@@ -223,10 +224,76 @@ def test_polish_keeps_what_is_best_on_validation_data():
         max_iter=30,
         polish=9,
     )
-    assert result.validation[:30].min() < result.validation[30:].min()
+    assert result.validation.argmin() < len(result.validation) - 1
     net = ills.network(result.params)
     error = jnp.mean((ills.predict(net, result.params, x) - y) ** 2)
     np.testing.assert_allclose(error, result.validation.min(), rtol=1e-4)
+
+
+@pytest.mark.parametrize("restarts", [0, 1])
+def test_state_belongs_to_the_weights(restarts):
+    """With validation data both are of the best iteration, so that a run can go on."""
+    options = {"sizes": (2, 30, 1), "output_ridge": 0.0, "restarts": restarts}
+    early = fit(X, Y, validation=HELD_OUT, max_iter=20, **options)
+    best = int(early.validation.argmin()) + 1
+    assert best < 20
+    if not restarts:
+        assert int(early.state.count) == best
+        want = fit(X, Y, max_iter=best, **options)
+        jax.tree.map(close, early.state, want.state)
+        jax.tree.map(close, early.params, want.params)
+    # Without a path or a scale the objective is that of these weights alone.
+    net = ills.network(early.params)
+    error = jnp.mean((ills.predict(net, early.params, X) - Y) ** 2)
+    np.testing.assert_allclose(early.state.objective, error, rtol=1e-3)
+
+
+def close(got, want):
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("weighted", [(False, False), (True, False), (True, True)])
+@pytest.mark.parametrize("masked", [(False, False), (False, True), (True, True)])
+def test_refit_goes_on_with_all_rows(weighted, masked):
+    """Against steps of the transformation on both parts, joined by hand."""
+    rng = np.random.default_rng(0)
+    parts = [problem(seed, rows, 2, 2) for seed, rows in ((0, 40), (1, 24))]
+    weights = [
+        rng.integers(1, 4, len(x)).astype("float32") if given else None
+        for (x, _), given in zip(parts, weighted, strict=True)
+    ]
+    known = [
+        rng.uniform(size=y.shape) < 0.8 if given else None
+        for (_, y), given in zip(parts, masked, strict=True)
+    ]
+    options = {"sample_weight": weights[0], "mask": known[0]}
+    options["validation"] = (*parts[1], weights[1], known[1])
+    options["sizes"] = (2, 5, 2)
+    early = fit(*parts[0], max_iter=6, **options)
+    refitted = fit(*parts[0], max_iter=6, refit=2, **options)
+    np.testing.assert_array_equal(refitted.validation, early.validation)
+    np.testing.assert_array_equal(refitted.objectives, early.objectives)
+    ones, true = np.ones(40 + 24), np.full((40 + 24, 2), True)
+    for part, w, k in zip((slice(0, 40), slice(40, 64)), weights, known, strict=True):
+        ones[part] = 1 if w is None else w
+        true[part] = True if k is None else k
+    both = {"inputs": np.concatenate([x for x, _ in parts])}
+    both["targets"] = np.concatenate([y for _, y in parts])
+    params, state = early.params, early.state
+    tx = ills.ills(ills.network(params))
+    for _ in range(2):
+        updates, state = tx.update(
+            None, state, params, sample_weight=ones, mask=true, **both
+        )
+        params = optax.apply_updates(params, updates)
+    assert not np.allclose(params[0][0], early.params[0][0])
+    jax.tree.map(close, refitted.params, params)
+    assert int(refitted.state.count) == int(early.state.count) + 2
+
+
+def test_refit_without_validation_is_refused():
+    with pytest.raises(ValueError, match="`refit` must be 0 without `validation`"):
+        fit(X, Y, refit=2)
 
 
 def test_polish_lowers_what_converged():

@@ -125,6 +125,14 @@ def test_a_search_compiles_once():
     assert compiled(lambda: longer.fit(x, y)) == (0, 0)
 
 
+def test_a_part_has_room_for_the_whole():
+    """508 rows to train on at first, in the end 565: two sizes, but one program."""
+    x, y = (np.resize(a, (565, *a.shape[1:])) for a in load_diabetes(return_X_y=True))
+    model = IllsRegressor((4,), early_stopping=True, random_state=0, max_iter=4)
+    assert padded_size(508) < padded_size(565)
+    assert compiled(lambda: model.fit(x, y)) == (1, 0)
+
+
 def test_a_fit_compiles_nothing_else(caplog):
     """The second of two fits, of other rows, weights and missing targets."""
     x, y, rng = data(90, 2, 0)
@@ -142,6 +150,7 @@ def test_a_fit_compiles_nothing_else(caplog):
             mask=known,
             validation=(x[rows:], y[rows:]),
             max_iter=3,
+            refit=1,
         )
 
     def programs(rows):

@@ -40,15 +40,16 @@ class Batch(NamedTuple):
         mean = self.weights.mean(axis=1)
         return mean / mean.sum()
 
-    def padded(self) -> "Batch":
+    def padded(self, room: int = 0) -> "Batch":
         """Returns the same on the device, rows of weight 0 after it where they help.
 
-        Compiled code is for one number of rows: that of one fit serves the next one.
+        Compiled code is for one number of rows: that of one fit serves the next one,
+        and with ``room`` for so many rows in all that of a part serves the whole.
         Arrays that are spread over devices stay as they are.
         """
         if not all(isinstance(array, np.ndarray) for array in self):
             return self
-        rows = padded_size(len(self.inputs))
+        rows = padded_size(max(len(self.inputs), room))
         return Batch(*(jnp.asarray(pad_rows(np.asarray(a), rows)) for a in self))
 
 
