@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from linboost_optax._trial.analysis import Record, Spread, figures
 from linboost_optax._trial.competitors import OWN
@@ -23,6 +23,12 @@ def loss(value: Spread) -> str:
 def counted(number: int, name: str) -> str:
     """A number of things, in words."""
     return f"{number} {name}" if number == 1 else f"{number} {name}s"
+
+
+def listed(words: Sequence[str]) -> str:
+    """One, one and another, or more with commas."""
+    *first, last = words
+    return " and ".join([", ".join(first), last] if first else [last])
 
 
 def share(record: Record, name: str, than: str | None = None) -> str:

@@ -4,7 +4,8 @@ Successive halving over learning rates: all are tried in runs of an eighth of th
 steps, three of them in runs of a half, and the best one races over several seeds.
 Every run has a whole schedule of its own length: the beginning of a long run says
 little of its end. Short runs still prefer higher rates than long ones, so that the rate
-below the best one is always among those that are kept.
+below the best one is always among those that are kept, and where time is left the two
+are tried over the whole length.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ class Rung:
     keep: int
 
 
-RUNGS = (Rung(1 / 8, 3), Rung(1 / 2, 1))
+RUNGS = (Rung(1 / 8, 3), Rung(1 / 2, 2))
+FULL = Rung(1, 1)  # where there is time for it
 
 
 @dataclass(frozen=True)
@@ -65,9 +67,9 @@ class Costs:
         return Costs(steps, *others)
 
     def of_rung(self, index: int, steps: int) -> float:
-        """All runs of a rung before a race of so many steps."""
+        """All runs of a rung, the last one `FULL`, before a race of so many steps."""
         rates = POINTS + EXTRA / 2 if index == 0 else RUNGS[index - 1].keep
-        done = Plan(steps, 1).length(RUNGS[index])
+        done = Plan(steps, 1).length((*RUNGS, FULL)[index])
         return sum(
             rates
             * (
@@ -146,6 +148,12 @@ def plan(
         f"{max(0.0, left) / 60:.2g} that are left. Give it more minutes, fewer "
         "`steps`, or smaller batches."
     )
+
+
+def leaves_time(costs: Costs, left: float, planned: Plan) -> bool:
+    """Whether the rates that are kept can run in full before the race as planned."""
+    full = costs.of_rung(len(RUNGS), planned.steps)
+    return full + planned.seeds * costs.of_race(planned.steps) <= _FILL * left
 
 
 def _most(cost: Callable[[int], float], usable: float) -> int:

@@ -16,7 +16,15 @@ from linboost_optax._trial.analysis import Record
 from linboost_optax._trial.clock import Clock
 from linboost_optax._trial.competitors import OWN, TUNED, Competitor, competitors
 from linboost_optax._trial.outcome import Trial
-from linboost_optax._trial.plan import EXTRA, RUNGS, Costs, Plan, plan
+from linboost_optax._trial.plan import (
+    EXTRA,
+    FULL,
+    RUNGS,
+    Costs,
+    Plan,
+    leaves_time,
+    plan,
+)
 from linboost_optax._trial.stages import TrialError, stage
 from linboost_optax._trial.task import Task
 from linboost_optax._trial.training import (
@@ -89,7 +97,9 @@ def _fill(
     planned = plan(costs, clock.left, steps, seeds)
     record["steps"] = planned.steps
     rates = {name: racers[name].rates() for name in trainers}
-    for index, rung in enumerate(RUNGS):
+    for index, rung in enumerate((*RUNGS, FULL)):
+        if rung is FULL and not leaves_time(costs, clock.left, planned):
+            break
         length = planned.length(rung)
         losses = _open_rung(record, length)
         began, extra = clock.elapsed, 0 if index else EXTRA
@@ -99,7 +109,8 @@ def _fill(
         _note_rates(record, rates)
         predicted = costs.of_rung(index, planned.steps)
         costs = costs.scaled((clock.elapsed - began) / predicted)
-        planned = plan(costs, clock.left, steps, seeds, done=index + 1)
+        done = min(index + 1, len(RUNGS))
+        planned = plan(costs, clock.left, steps, seeds, done)
         record["steps"] = planned.steps
     best = {name: kept[0] for name, kept in rates.items()}
     _race(record, setup, race.entries(racers, trainers, best), planned, clock)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from linboost_optax._trial.analysis import Record, figures
 from linboost_optax._trial.competitors import OWN
-from linboost_optax._trial.phrases import counted, loss, times
+from linboost_optax._trial.phrases import counted, listed, loss, times
 from linboost_optax._trial.verdict import Verdict
 
 HEADER = (
@@ -94,7 +94,7 @@ def facts(record: Record) -> str:
     done = "no race"
     if record["seeds"]:
         seeds = counted(len(record["seeds"]), "seed")
-        short = " and ".join(str(each) for each in record["rung_steps"])
+        short = listed([str(each) for each in record["rung_steps"]])
         done = f"a race of {record['steps']} steps on {seeds}, rates found in runs of "
         done += f"{short} steps"
     where = f"{record['device']}, {record['cores']} cores"

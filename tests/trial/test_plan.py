@@ -7,11 +7,13 @@ from linboost_optax._trial.competitors import OWN, POINTS
 from linboost_optax._trial.plan import (
     EXTRA,
     FEWEST,
+    FULL,
     POINTS_OF_CURVE,
     POINTS_OF_RUNG,
     RUNGS,
     Costs,
     Plan,
+    leaves_time,
     plan,
 )
 
@@ -92,6 +94,23 @@ def test_after_the_rungs_all_that_is_left_is_for_the_race():
     assert 0.8 * 93 <= 3 * COSTS.of_race(planned.steps) <= 93
 
 
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_full_runs_of_two_rates_take_what_is_left(seeds):
+    """By what they take, run by run."""
+    race = Plan(400, seeds)
+    two = 2 * sum(
+        400 * (step + COSTS.batch) + POINTS_OF_RUNG * COSTS.evaluation + COSTS.start
+        for step in STEPS.values()
+    )
+    needed = (two + seeds * COSTS.of_race(400)) / 0.93
+    assert leaves_time(COSTS, 1.01 * needed, race)
+    assert not leaves_time(COSTS, 0.99 * needed, race)
+
+
+def test_where_steps_fill_the_time_none_is_left():
+    assert not leaves_time(COSTS, 100, plan(COSTS, 100, None, 3, done=2))
+
+
 def test_a_machine_twice_as_slow():
     slow = COSTS.scaled(2)
     assert slow.of_race(400) == pytest.approx(2 * COSTS.of_race(400))
@@ -102,7 +121,7 @@ def test_a_machine_twice_as_slow():
 def test_runs_are_whole_blocks(steps):
     planned = Plan(steps, 1)
     assert planned.every * POINTS_OF_CURVE <= steps
-    for rung in RUNGS:
+    for rung in (*RUNGS, FULL):
         assert planned.length(rung) % POINTS_OF_RUNG == 0
         assert planned.length(rung) == pytest.approx(rung.share * steps, abs=4)
 
