@@ -186,27 +186,12 @@ def fit_ills(
         for start in (starts(settings, begin) if choose else [begin])
     ]
     result = min(runs, key=lambda run: np.nanmin(_lowered(run)))
-    for draw in range(restarts):
-        if result.code == IllsCode.NOT_FINITE or _is_exact(result, data):
-            break
-        key = jax.random.fold_in(jax.random.key(seed), draw)
-        start = redraw_units(key, network, result.params, data)
-        # A robust objective is comparable at one scale of one loss only.
-        # And what was learnt must not be smoothed away again.
-        again = fresh._replace(
-            scale=result.state.scale,
-            settled=result.state.settled,
-            output_ridge=result.state.output_ridge,
-            hidden_factor=result.state.hidden_factor,
-        )
-        result = _better(result, _run(settings, task, start, again))
-    if polish and result.code not in (IllsCode.NOT_FINITE, IllsCode.EARLY_STOPPED):
-        polished = _polished(settings, task, result, polish)
-        best = _better(result, polished) if task.held_out is not None else polished
-        result = _joined(result, polished)._replace(
-            params=best.params, state=best.state
-        )
-    if refit and others is not None and result.code != IllsCode.NOT_FINITE:
+    result = _restarted(settings, task, fresh, result, restarts, seed)
+    if result.code == IllsCode.NOT_FINITE:
+        return result
+    if polish and result.code != IllsCode.EARLY_STOPPED:
+        result = _polished(settings, task, result, polish)
+    if refit and others is not None:
         every = make_batch(network, *concatenate(rows, others), dtype, None).padded()
         result = _refitted(settings, task._replace(data=every), result, refit)
     return result
@@ -252,6 +237,32 @@ def _advanced(
     )
 
 
+def _restarted(
+    settings: Settings,
+    task: Task,
+    fresh: IllsState,
+    result: IllsResult,
+    restarts: int,
+    seed: int,
+) -> IllsResult:
+    """Returns the best of all runs, each with some units of the best one drawn anew."""
+    for draw in range(restarts):
+        if result.code == IllsCode.NOT_FINITE or _is_exact(result, task.data):
+            break
+        key = jax.random.fold_in(jax.random.key(seed), draw)
+        start = redraw_units(key, settings.network, result.params, task.data)
+        # A robust objective is comparable at one scale of one loss only.
+        # And what was learnt must not be smoothed away again.
+        again = fresh._replace(
+            scale=result.state.scale,
+            settled=result.state.settled,
+            output_ridge=result.state.output_ridge,
+            hidden_factor=result.state.hidden_factor,
+        )
+        result = _better(result, _run(settings, task, start, again))
+    return result
+
+
 def _refitted(
     settings: Settings, task: Task, result: IllsResult, iterations: int
 ) -> IllsResult:
@@ -263,11 +274,17 @@ def _refitted(
 def _polished(
     settings: Settings, task: Task, result: IllsResult, max_iter: int
 ) -> IllsResult:
-    """Returns a run of the method that ends a converged one, from where it ended."""
+    """Returns the result of the method that ends a converged run, from where it ended.
+
+    With validation data it may have been better before.
+    """
     settings = dataclasses.replace(settings, method=settings.method.polishing())
     damping = jnp.asarray(settings.damping, result.state.damping.dtype)
     state = result.state._replace(damping=damping, rejected=jnp.int32(0))
-    return _run(settings, task._replace(max_iter=max_iter), result.params, state)
+    longer = task._replace(max_iter=max_iter)
+    polished = _run(settings, longer, result.params, state)
+    best = polished if task.held_out is None else _better(result, polished)
+    return _joined(result, polished)._replace(params=best.params, state=best.state)
 
 
 def _lowered(result: IllsResult) -> np.ndarray:
