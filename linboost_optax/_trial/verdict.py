@@ -98,11 +98,11 @@ def _is_low(record: Record, field: Field) -> bool:
 
 def _headline(record: Record, field: Field, winner: str) -> str:
     what, baseline, ours = at_rate(record, winner), field.baseline, field.ours
+    lower = _lower(record, field, winner)
     if winner == baseline:
         keep = "keep what you have" if winner == OWN else f"take {what}"
-        return f"Not worth it here, because {_because(record, ours)}: {keep}."
+        return f"Not worth it here, because {_because(record, ours)}: {keep}.{lower}"
     taken = f"{share(record, winner)} of the time to {whose(record)} loss"
-    lower = _lower(record, field, winner)
     if winner != ours:
         if ours is not None and better(figures(record, ours)):
             return (
