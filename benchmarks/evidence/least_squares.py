@@ -22,6 +22,7 @@ UCI = (
     "concrete",
     "wine-quality-red",
     "kin8nm",
+    "power-plant",
 )
 
 # Seven problems, each clean and with noisy targets.
