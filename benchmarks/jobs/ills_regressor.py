@@ -83,15 +83,8 @@ def by_trainer(name: str) -> Fit:
         )
         x, x_held, y, y_held = parts
         split = as_split((x, y), (x_held, y_held), data.test)
-        trainer = TRAINERS[name]
-        if quick:
-            trainer = races.shortened({name: trainer})[name]
         start = races.begin(split, data.hidden, data.seed)
-        curves = [
-            np.asarray(races.train(trainer, start, rate, full=True)[1])
-            for rate in trainer.rates
-        ]
-        return races.reduced(curves, target=0.0)["test_early_stopping"]
+        return races.best_on_held_out(TRAINERS[name], start, quick=quick)
 
     return fit
 

@@ -23,14 +23,7 @@ from benchmarks.regression.problems import (
     network_data,
     standardised,
 )
-from benchmarks.regression.races import (
-    QUICK,
-    Start,
-    begin,
-    reduced,
-    shortened,
-    train,
-)
+from benchmarks.regression.races import QUICK, Start, begin, best_on_held_out
 from benchmarks.regression.trainers import RATES, TRAINERS
 from linboost_optax import ills
 
@@ -115,12 +108,7 @@ def by_trainer(name: str) -> Fit:
     """One of the job `ills`, with squared loss; all targets are known."""
 
     def fit(data: Corrupted, quick: bool) -> float:
-        trainer = TRAINERS[name]
-        if quick:
-            trainer = shortened({name: trainer})[name]
-        runs = (train(trainer, data.start, rate, full=True) for rate in trainer.rates)
-        curves = [np.asarray(curve) for _, curve in runs]
-        return reduced(curves, target=0.0)["test_early_stopping"]
+        return best_on_held_out(TRAINERS[name], data.start, quick=quick)
 
     return fit
 

@@ -66,6 +66,16 @@ def stopped(trainer: Trainer, start: Start) -> float | None:
     return float(rmse(network, params, split.test))
 
 
+def best_on_held_out(trainer: Trainer, start: Start, *, quick: bool) -> float:
+    """Test error at the least validation error of all rates and iterations."""
+    if quick:
+        trainer = replace(trainer, steps=QUICK, timed=QUICK)
+    curves = [
+        np.asarray(train(trainer, start, rate, full=True)[1]) for rate in trainer.rates
+    ]
+    return reduced(curves, target=0.0)["test_early_stopping"]
+
+
 def entry(
     rows: Sequence[Mapping[str, float]],
     label: str,
