@@ -23,6 +23,7 @@ UCI = (
     "wine-quality-red",
     "kin8nm",
     "power-plant",
+    "naval-propulsion-plant",
 )
 
 # Seven problems, each clean and with noisy targets.
