@@ -75,9 +75,10 @@ def test_every_kind_statistic_solver_layout_and_adapter_train_as_on_one_device()
 
 
 @pytest.mark.slow
-def test_several_processes_train_as_one_device():
-    """Each has a device, on the loopback interface; two of two devices are below."""
-    for code, out, err in in_processes("tests.sharding.processes", 4):
+@pytest.mark.parametrize("count", [2, 4])
+def test_several_processes_train_as_one_device(count):
+    """Four devices, on the loopback interface."""
+    for code, out, err in in_processes("tests.sharding.processes", count):
         assert code == 0, err
         assert json.loads(out.splitlines()[-1]) == {}
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any, NamedTuple
@@ -14,7 +13,8 @@ from sklearn.neural_network import MLPRegressor
 from tqdm import tqdm
 
 from benchmarks.job import Job, Options, Result
-from benchmarks.regression import races
+from benchmarks.regression import corruption, races
+from benchmarks.regression.estimators import early_stopped
 from benchmarks.regression.functions import FUNCTIONS
 from benchmarks.regression.problems import PROBLEMS, Rows, as_split, standardised
 from benchmarks.regression.trainers import TRAINERS
@@ -49,25 +49,22 @@ def load(name: str, noise: float, seed: int) -> Data:
     x, x_test, y, y_test = parts
     (x, y), test = standardised((x, y), (x_test, y_test))
     rng = np.random.default_rng(seed)
-    seen = x, y + noise * rng.normal(size=y.shape)
-    return Data(seen, test, problem.hidden, seed)
+    return Data((x, corruption.noise(noise)(y, rng)), test, problem.hidden, seed)
 
 
 def by_estimator(make: Callable[..., Any]) -> Fit:
     """An estimator with early stopping, and all else by default."""
 
     def fit(data: Data, quick: bool) -> float:
-        model = make(
-            hidden_layer_sizes=data.hidden,
-            early_stopping=True,
+        model = early_stopped(
+            make,
+            data.hidden,
+            (data.seen[0], data.seen[1].squeeze()),
+            data.seed,
+            quick=quick,
             validation_fraction=HELD_OUT,
-            random_state=data.seed,
-            **({"max_iter": 3} if quick else {}),
         )
-        (x, y), (x_test, y_test) = data.seen, data.test
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # It may not converge in its iterations.
-            model.fit(x, y.squeeze())
+        x_test, y_test = data.test
         off = np.reshape(model.predict(x_test), y_test.shape) - y_test
         return float(np.sqrt(np.mean(off**2)))
 

@@ -40,9 +40,11 @@ def begin(
 
 def shortened(trainers: Mapping[str, Trainer]) -> dict[str, Trainer]:
     """The same with a few steps, which prove only that they run."""
-    return {
-        key: replace(each, steps=QUICK, timed=QUICK) for key, each in trainers.items()
-    }
+    return {key: _short(each) for key, each in trainers.items()}
+
+
+def _short(trainer: Trainer) -> Trainer:
+    return replace(trainer, steps=QUICK, timed=QUICK)
 
 
 def race(start: Start, trainers: Mapping[str, Trainer]) -> dict[str, Any]:
@@ -69,7 +71,7 @@ def stopped(trainer: Trainer, start: Start) -> float | None:
 def best_on_held_out(trainer: Trainer, start: Start, *, quick: bool) -> float:
     """Test error at the least validation error of all rates and iterations."""
     if quick:
-        trainer = replace(trainer, steps=QUICK, timed=QUICK)
+        trainer = _short(trainer)
     curves = [
         np.asarray(train(trainer, start, rate, full=True)[1]) for rate in trainer.rates
     ]

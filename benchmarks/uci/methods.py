@@ -7,20 +7,19 @@ that.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from sklearn.model_selection import train_test_split
 from sklearn.neural_network import MLPRegressor
 
-from benchmarks.regression.problems import Split
+from benchmarks.regression.estimators import early_stopped
+from benchmarks.regression.problems import as_split
+from benchmarks.regression.races import begin, best_on_held_out
 from benchmarks.regression.trainers import BATCH, TRAINERS
 from benchmarks.uci.data import Part
-from linboost_optax import ills
 from linboost_optax.sklearn import IllsRegressor
 
 EPOCHS, STEPS = 100, 8000  # of mini-batch Adam: whichever is more
@@ -33,24 +32,14 @@ class Method(NamedTuple):
     error: Callable[[Part, int, int, bool], float]
 
 
-def _ills(part: Part, units: int, seed: int, quick: bool) -> float:
-    few: dict[str, Any] = {"max_iter": 3} if quick else {}
-    model = IllsRegressor((units,), early_stopping=True, random_state=seed, **few)
-    model.fit(part.x, part.y)
-    return rmse(model.predict(part.x_test), part)
+def by_estimator(make: Callable[..., Any]) -> Callable[[Part, int, int, bool], float]:
+    """An estimator as it is, but for early stopping."""
 
+    def error(part: Part, units: int, seed: int, quick: bool) -> float:
+        model = early_stopped(make, (units,), (part.x, part.y), seed, quick=quick)
+        return rmse(model.predict(part.x_test), part)
 
-def _mlp(part: Part, units: int, seed: int, quick: bool) -> float:
-    model = MLPRegressor(
-        hidden_layer_sizes=(units,),
-        early_stopping=True,
-        max_iter=3 if quick else 200,
-        random_state=seed,
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # It may not converge in its iterations.
-        model.fit(part.x, part.y)
-    return rmse(model.predict(part.x_test), part)
+    return error
 
 
 def _adam(part: Part, units: int, seed: int, quick: bool) -> float:
@@ -58,31 +47,11 @@ def _adam(part: Part, units: int, seed: int, quick: bool) -> float:
     parts: Any = train_test_split(part.x, part.y, test_size=0.1, random_state=seed)
     x, x_held, y, y_held = parts
     pairs = ((x, y), (x_held, y_held), (part.x_test, part.y_test))
-    split = Split(
-        *(
-            (jnp.asarray(a, jnp.float32), jnp.asarray(b[:, None], jnp.float32))
-            for a, b in pairs
-        )
-    )
-    params = ills.init_mlp(jax.random.key(seed), (x.shape[1], units, 1))
-    trainer = TRAINERS["adam_batches"]
-    steps = 3 if quick else max(EPOCHS, math.ceil(STEPS / (len(x) // BATCH)))
-    runs = []
-    for rate in trainer.rates:
-        _, curve = trainer.train(
-            ills.network(params), params, split, rate, steps=steps, full=True
-        )
-        runs.append(np.asarray(curve))
-    return stopped(runs) * part.unit
-
-
-def stopped(runs: list[np.ndarray]) -> float:
-    """Test error where the held-out error of all runs is least.
-
-    A run has a row an epoch: training, held-out and test error.
-    """
-    rows = np.concatenate(runs)
-    return float(rows[np.nanargmin(rows[:, 1]), 2])
+    split = as_split(*((inputs, targets[:, None]) for inputs, targets in pairs))
+    epochs = max(EPOCHS, math.ceil(STEPS / (len(x) // BATCH)))
+    trainer = replace(TRAINERS["adam_batches"], steps=epochs)
+    start = begin(split, (units,), seed)
+    return best_on_held_out(trainer, start, quick=quick) * part.unit
 
 
 def rmse(predicted: Any, part: Part) -> float:
@@ -91,7 +60,7 @@ def rmse(predicted: Any, part: Part) -> float:
 
 
 METHODS = {
-    "ills": Method("ILLS", _ills),
+    "ills": Method("ILLS", by_estimator(IllsRegressor)),
     "adam": Method("Adam", _adam),
-    "mlp": Method("MLPRegressor", _mlp),
+    "mlp": Method("MLPRegressor", by_estimator(MLPRegressor)),
 }

@@ -109,8 +109,7 @@ def _fill(
         _note_rates(record, rates)
         predicted = costs.of_rung(index, planned.steps)
         costs = costs.scaled((clock.elapsed - began) / predicted)
-        done = min(index + 1, len(RUNGS))
-        planned = plan(costs, clock.left, steps, seeds, done)
+        planned = plan(costs, clock.left, steps, seeds, done=index + 1)
         record["steps"] = planned.steps
     best = {name: kept[0] for name, kept in rates.items()}
     _race(record, setup, race.entries(racers, trainers, best), planned, clock)

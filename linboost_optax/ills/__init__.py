@@ -8,12 +8,13 @@ are taken as well.
 
 from linboost_optax.ills._codes import IllsCode
 from linboost_optax.ills._diagnostics import LayerDiagnostics, ills_diagnostics
-from linboost_optax.ills._fit import IllsResult, fit_ills
+from linboost_optax.ills._fit import fit_ills
 from linboost_optax.ills._model.activations import Activation
 from linboost_optax.ills._model.initialization import init_mlp
 from linboost_optax.ills._model.matrices import predict
 from linboost_optax.ills._model.network import DenseLayer, Network, network
 from linboost_optax.ills._plot import plot_ills
+from linboost_optax.ills._runs import IllsResult
 from linboost_optax.ills._settings import Method
 from linboost_optax.ills._steps.combine import (
     Combine,

@@ -1,7 +1,6 @@
 """Run ILLS until something ends it, and say what did."""
 
-import dataclasses
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,56 +14,25 @@ from linboost_optax.ills._data import (
     concatenate,
     make_batch,
 )
-from linboost_optax.ills._loop import Patience, Progress, run_loop
+from linboost_optax.ills._loop import Patience
 from linboost_optax.ills._model.matrices import read_matrices
 from linboost_optax.ills._model.network import Network
-from linboost_optax.ills._numerics.chunks import Batch
-from linboost_optax.ills._numerics.padding import padded_size
 from linboost_optax.ills._options import check_undivided, resolve
+from linboost_optax.ills._runs import (
+    IllsResult,
+    Task,
+    lowered,
+    polished,
+    refitted,
+    restarted,
+    run,
+)
 from linboost_optax.ills._settings import Settings
-from linboost_optax.ills._stall import explain_stall
 from linboost_optax.ills._steps.iteration import IllsState, start_state
 from linboost_optax.ills._steps.path import starts
-from linboost_optax.ills._steps.restart import redraw_units
 
+# A new minimum on held-out data may be long in coming.
 _PATIENCE, _HELD_OUT_PATIENCE = 10, 30
-
-
-class IllsResult(NamedTuple):
-    """Result of ``fit_ills``.
-
-    Attributes:
-      params: the trained parameters; with validation data the best on them, after the
-        iterations of ``refit``.
-      code: what ended the run; ``code.message`` says it in words.
-      iterations: how many there were.
-      objectives: the best so far, ``[iteration]``; never rises.
-      validation: validation losses, ``[iteration]``; empty without such data.
-      state: of the transformation, that of ``params``.
-    """
-
-    params: Any
-    code: IllsCode
-    iterations: int
-    objectives: np.ndarray
-    validation: np.ndarray
-    state: IllsState
-
-
-class Task(NamedTuple):
-    """What the runs of one fit have in common.
-
-    Attributes:
-      patience: when to stop.
-      data: to train on.
-      held_out: to stop early by, or None.
-      max_iter: most iterations of a run.
-    """
-
-    patience: Patience
-    data: Batch
-    held_out: Batch | None
-    max_iter: int
 
 
 def fit_ills(
@@ -182,18 +150,18 @@ def fit_ills(
 
     choose = held_out is not None and state is None
     runs = [
-        _run(settings, task, params, start)
+        run(settings, task, params, start)
         for start in (starts(settings, begin) if choose else [begin])
     ]
-    result = min(runs, key=lambda run: np.nanmin(_lowered(run)))
-    result = _restarted(settings, task, fresh, result, restarts, seed)
+    result = min(runs, key=lambda each: np.nanmin(lowered(each)))
+    result = restarted(settings, task, fresh, result, restarts, seed)
     if result.code == IllsCode.NOT_FINITE:
         return result
     if polish and result.code != IllsCode.EARLY_STOPPED:
-        result = _polished(settings, task, result, polish)
+        result = polished(settings, task, result, polish)
     if refit and others is not None:
         every = make_batch(network, *concatenate(rows, others), dtype, None).padded()
-        result = _refitted(settings, task._replace(data=every), result, refit)
+        result = refitted(settings, task._replace(data=every), result, refit)
     return result
 
 
@@ -201,113 +169,6 @@ def fit_ills(
 def _fresh_state(settings: Settings, params: Any) -> IllsState:
     dtype = read_matrices(settings.network, params)[0].dtype
     return start_state(settings, params, dtype)
-
-
-def _run(settings: Settings, task: Task, params: Any, state: IllsState) -> IllsResult:
-    settings = jax.tree.map(float, settings)
-    progress = _advanced(settings, task, params, state, task.max_iter)
-    ran = int(progress.iteration)
-    code = IllsCode(int(progress.code))
-    if code == IllsCode.STALLED:
-        code = explain_stall(settings, progress.params, progress.state, task.data)
-    validated = task.held_out is not None
-    end = progress.best if validated else (progress.params, progress.state)
-    return IllsResult(
-        params=end[0],
-        code=code,
-        iterations=ran,
-        objectives=np.asarray(progress.objectives)[:ran],
-        validation=np.asarray(progress.validation)[: ran if validated else 0],
-        state=end[1],
-    )
-
-
-def _advanced(
-    settings: Settings, task: Task, params: Any, state: IllsState, iterations: int
-) -> Progress:
-    return run_loop(
-        settings,
-        task.patience,
-        params,
-        state,
-        task.data,
-        task.held_out,
-        np.int32(iterations),
-        slots=padded_size(task.max_iter),
-    )
-
-
-def _restarted(
-    settings: Settings,
-    task: Task,
-    fresh: IllsState,
-    result: IllsResult,
-    restarts: int,
-    seed: int,
-) -> IllsResult:
-    """Returns the best of all runs, each with some units of the best one drawn anew."""
-    for draw in range(restarts):
-        if result.code == IllsCode.NOT_FINITE or _is_exact(result, task.data):
-            break
-        key = jax.random.fold_in(jax.random.key(seed), draw)
-        start = redraw_units(key, settings.network, result.params, task.data)
-        # A robust objective is comparable at one scale of one loss only.
-        # And what was learnt must not be smoothed away again.
-        again = fresh._replace(
-            scale=result.state.scale,
-            settled=result.state.settled,
-            output_ridge=result.state.output_ridge,
-            hidden_factor=result.state.hidden_factor,
-        )
-        result = _better(result, _run(settings, task, start, again))
-    return result
-
-
-def _refitted(
-    settings: Settings, task: Task, result: IllsResult, iterations: int
-) -> IllsResult:
-    """Returns the weights some iterations later, and the history as it is."""
-    progress = _advanced(settings, task, result.params, result.state, iterations)
-    return result._replace(params=progress.params, state=progress.state)
-
-
-def _polished(
-    settings: Settings, task: Task, result: IllsResult, max_iter: int
-) -> IllsResult:
-    """Returns the result of the method that ends a converged run, from where it ended.
-
-    With validation data it may have been better before.
-    """
-    settings = dataclasses.replace(settings, method=settings.method.polishing())
-    damping = jnp.asarray(settings.damping, result.state.damping.dtype)
-    state = result.state._replace(damping=damping, rejected=jnp.int32(0))
-    longer = task._replace(max_iter=max_iter)
-    polished = _run(settings, longer, result.params, state)
-    best = polished if task.held_out is None else _better(result, polished)
-    return _joined(result, polished)._replace(params=best.params, state=best.state)
-
-
-def _lowered(result: IllsResult) -> np.ndarray:
-    """Returns the curve that runs are compared by."""
-    return result.validation if len(result.validation) else result.objectives
-
-
-def _better(first: IllsResult, second: IllsResult) -> IllsResult:
-    """Returns the run that ended lower, with the history of both."""
-    lower = np.nanmin(_lowered(second)) < np.nanmin(_lowered(first))
-    winner = second if lower else first
-    both = _joined(first, second)
-    return winner._replace(
-        iterations=both.iterations,
-        objectives=np.minimum.accumulate(both.objectives),
-        validation=both.validation,
-    )
-
-
-def _is_exact(result: IllsResult, data: Batch) -> bool:
-    """Returns whether the error is below a thousandth of the targets' size."""
-    size = float(np.sum(np.asarray(data.weights) * np.asarray(data.targets) ** 2))
-    return bool(result.objectives[-1] <= 1e-6 * size)
 
 
 def _going_on(state: IllsState, fresh: IllsState) -> IllsState:
@@ -327,14 +188,6 @@ def _layout(tree: Any) -> list[str]:
         f"{jax.tree_util.keystr(path)}: {jnp.asarray(leaf).dtype}{jnp.shape(leaf)}"
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     ]
-
-
-def _joined(first: IllsResult, second: IllsResult) -> IllsResult:
-    return second._replace(
-        iterations=first.iterations + second.iterations,
-        objectives=np.concatenate([first.objectives, second.objectives]),
-        validation=np.concatenate([first.validation, second.validation]),
-    )
 
 
 def _others(validation: Any) -> Rows | None:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from benchmarks.jobs import JOBS, ills_uci
+from benchmarks.regression import races
 from benchmarks.uci import data, methods, published
 from tests.benchmarks.test_driver import parse
 
@@ -120,7 +121,8 @@ def test_a_folder_adds_its_sets_to_the_bundled_ones():
 def test_adam_is_taken_where_the_held_out_error_is_least():
     first = np.array([[0.1, 0.5, 0.6], [0.0, 0.4, 0.9]])
     second = np.array([[0.5, 0.3, 0.2], [0.4, np.nan, 0.1]])
-    assert methods.stopped([first, second]) == 0.2
+    found = races.reduced([first, second], target=0.0)
+    assert found["test_early_stopping"] == 0.2
 
 
 def test_every_set_of_a_folder_has_published_figures_with_sources():

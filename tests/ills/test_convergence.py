@@ -167,12 +167,14 @@ def clean_test_error(seed, loss, outliers):
         sign = jnp.where(jax.random.uniform(draws[2], y.shape) < 0.5, -1.0, 1.0)
         targets = jnp.where(hit, targets + 10 * sign, targets)
     params = ills.init_mlp(jax.random.key(seed), (5, 10, 1))
-    net = ills.network(params)
-    result = ills.fit_ills(
-        net, params, x[:400], targets[:400], output_ridge=1e-4, loss=loss
-    )
-    residual = ills.predict(net, result.params, x[400:]) - y[400:]
-    return float(jnp.sqrt(jnp.mean(residual**2)))
+    params, x, y, targets = jax.tree.map(np.float64, (params, x, y, targets))
+    with jax.enable_x64(True):
+        net = ills.network(params)
+        result = ills.fit_ills(
+            net, params, x[:400], targets[:400], output_ridge=1e-4, loss=loss
+        )
+        residual = ills.predict(net, result.params, jnp.asarray(x[400:])) - y[400:]
+        return float(jnp.sqrt(jnp.mean(residual**2)))
 
 
 def outlier_ratios(loss, seed):
@@ -183,17 +185,15 @@ def outlier_ratios(loss, seed):
     )
 
 
-@pytest.mark.parametrize("loss", ["huber", "tukey"])
-def test_robust_losses_ignore_gross_outliers(loss):
-    """Of five seeds: about as without outliers, and never near the squared loss.
+@pytest.mark.parametrize(("loss", "summary"), [("huber", np.median), ("tukey", np.max)])
+def test_robust_losses_ignore_gross_outliers(loss, summary):
+    """Within 1.5 times the run without outliers: Tukey in every one of five seeds.
 
-    A single seed may end in another minimum by rounding alone: Tukey's third is at 1.3
-    or 1.5, by the processor.
+    In float32 rounding alone takes a seed to another minimum, by the processor.
     """
     ratios = np.asarray([outlier_ratios(loss, seed) for seed in range(5)])
-    assert np.median(ratios[:, 0]) < 1.5
+    assert summary(ratios[:, 0]) < 1.5
     assert np.min(ratios[:, 1]) > 10
-    assert np.all(4 * ratios[:, 0] < ratios[:, 1])
 
 
 def test_tukey_takes_over_from_huber_once():
